@@ -155,6 +155,33 @@ func TestScreen(t *testing.T) {
 	}
 }
 
+// What is put together of several texts fits as well: the longest of each.
+func TestScreenTogether(t *testing.T) {
+	t.Parallel()
+	for l := range languages(t) {
+		none := l.Say(TriesNone, l.Say(InMinutes, 1440))
+		notKey := Errorf(NotTheKey, Linef(LookAtGroups, "1, 2, 3, 4, 5, 6, 7"), Errorf(WrongPassphrase))
+		cut := l.Text(OrPowerCut)
+		for _, text := range []string{
+			l.Say(TriedBefore, none), l.Say(WrongPIN, none), l.Say(WrongPIN, l.Say(TriesLeft, 31, l.Say(InMinutes, 1440))),
+			l.Say(TryAgain, notKey), l.Say(TryAgain, Errorf(LetterCount, 64, 128)), l.Say(PINTryAgain, Errorf(PINLength, 4, 64)),
+			l.Say(WishRefused, l.Text(WishKeys), "reseal --new-secret"), l.Say(SecretAsked, l.Text(WishKeys), "reseal --new-secret"),
+			l.Say(Because, l.Text(NothingChanged), Errorf(NoOwnKeys)), l.Say(Because, l.Text(NothingChanged), Errorf(PINNeedsTPM)),
+			l.Say(PhraseNotShown, l.Text(PhraseOther)), l.Say(PhraseNotShown, l.Text(PhraseDamaged)),
+			l.Text(PhraseKnown) + l.Text(YesOrNo), l.Text(AskAccept) + l.Text(YesOrNo), l.Text(OthersChosen) + l.Text(YesOrNo),
+			l.Say(GiveKeys, cut) + l.Text(YesOrNo), l.Say(MakeKeys, cut) + l.Text(YesOrNo), l.Say(GiveKeys, "") + l.Text(YesOrNo),
+			l.Say(KeyTitle, l.Text(KeyNameNew)), l.Say(KeyWritten, l.Say(KeyWaitMinutes, 10)), l.Say(KeyGroups, 8, 7, l.Text(KeyBeforeStays)), l.Say(KeyGroupsWrong, 8, 7),
+			l.Say(LostProgram, strings.Repeat("f", 64)), l.Say(LetROM, "", [32]byte{}), l.Say(OnTrial, 10),
+		} {
+			for line := range strings.SplitSeq(text, "\n") {
+				if n := utf8.RuneCountInString(line); n > 79 {
+					t.Errorf("%s has a line of %d characters: %s", l, n, line)
+				}
+			}
+		}
+	}
+}
+
 // Each text is said somewhere, no two are the same, and what asks a person has no text of its
 // own: it would be English for everybody.
 func TestOneCatalogue(t *testing.T) {
@@ -242,8 +269,8 @@ func TestSay(t *testing.T) {
 		{english, English.Code()},
 		{"de", german.Code()},
 		{wrong.Error(), "this is not the recovery key of this machine's root partition, or a letter is wrong: look at group 3 (wrong passphrase)"},
-		{german.Error(wrong), "das ist nicht der Wiederherstellungsschlüssel der Root-Partition\ndieses Rechners, oder ein Buchstabe ist falsch: Gruppe 3 ansehen (falsche Passphrase)"},
-		{german.Say(TryAgain, Errorf(PINLength, 4, 9)), "eine PIN oder Passphrase hat 4 bis 9 Zeichen. Verloren ist nichts: noch einmal versuchen.\n"},
+		{german.Error(wrong), "das ist nicht der Wiederherstellungsschlüssel der Root-Partition dieses\nRechners, oder ein Buchstabe ist falsch: Gruppe 3 ansehen\n(falsche Passphrase)"},
+		{german.Say(TryAgain, Errorf(PINLength, 4, 9)), "eine PIN oder Passphrase hat 4 bis 9 Zeichen.\nVerloren ist nichts: noch einmal versuchen.\n"},
 		{English.Error(wrong), wrong.Error()},
 		{german.Error(cause), "I/O error"},
 		{german.Error(fmt.Errorf("step: %w", wrong)), "step: " + wrong.Error()},
