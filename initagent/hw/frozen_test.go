@@ -98,6 +98,36 @@ func TestSubvolumesThaw(t *testing.T) {
 	}
 }
 
+// A limit keeps no flag from going, and none from coming back, where a state of before takes the
+// place of one that is protected. FAULTS 115
+func TestReleaseUnlimited(t *testing.T) {
+	btrfs := testkit.Need(t, "btrfs")
+	l := LinuxStore{Root: testkit.Btrfs(t)}
+	at := filepath.Join(l.Root, "bind/var")
+	if err := errors.Join(os.Mkdir(filepath.Dir(at), 0o700), l.Seed(t.TempDir(), "bind/var", true)); err != nil {
+		t.Fatal(err)
+	}
+	limit := func() {
+		testkit.Run(t, btrfs, "quota", "enable", l.Root)
+		testkit.Run(t, btrfs, "quota", "rescan", "-w", l.Root)
+		testkit.Run(t, btrfs, "qgroup", "limit", "16K", at)
+		testkit.Run(t, "sync", "-f", l.Root)
+	}
+	testkit.Run(t, "chattr", "+i", at)
+	limit()
+	held, err := l.Release("bind/var")
+	if err != nil || held.Flags == 0 {
+		t.Fatalf("it held %+v: %v", held, err)
+	}
+	limit()
+	if err := l.Hold("bind/var", held); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := l.Release("bind/var"); err != nil || again != held {
+		t.Errorf("it holds %+v, want %+v: %v", again, held, err)
+	}
+}
+
 // On btrfs they can make a read-only subvolume of each directory, which only its top says. FAULTS 115
 func TestStoreThawsSubvolumes(t *testing.T) {
 	image := tree(t, map[string]string{"file": "content"})

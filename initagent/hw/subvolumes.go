@@ -92,14 +92,16 @@ func (l LinuxStore) Rename(from, to string) error {
 func (l LinuxStore) Release(name string) (held subvolume.Hold, err error) {
 	err = l.directory(name, func(fd int) error {
 		held = subvolume.Held(fd)
-		return held.Release(fd)
+		return l.unfrozen(func() error { return held.Release(fd) }) // a limit refuses it, too
 	})
 	return held, err
 }
 
 // Hold implements snapshot.Subvolumes.
 func (l LinuxStore) Hold(name string, held subvolume.Hold) error {
-	return l.directory(name, held.Restore)
+	return l.directory(name, func(fd int) error {
+		return l.unfrozen(func() error { return held.Restore(fd) })
+	})
 }
 
 // directory does something with an open directory.
