@@ -98,6 +98,10 @@ func TestListenCosts(t *testing.T) {
 	l := listen([]string{path})
 	stop := make(chan struct{})
 	ended := make(chan struct{})
+	noisy := int(typist.Fd()) // which has it block, each time
+	if err := unix.SetNonblock(noisy, true); err != nil {
+		t.Fatal(err)
+	}
 	go func() {
 		defer close(ended)
 		for {
@@ -105,8 +109,7 @@ func TestListenCosts(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				_ = unix.SetNonblock(int(typist.Fd()), true)
-				_, _ = unix.Write(int(typist.Fd()), []byte("noise noise noise\x00"))
+				_, _ = unix.Write(noisy, []byte("noise noise noise\x00"))
 			}
 		}
 	}()
