@@ -527,6 +527,11 @@ screenshots: ## take the README's pictures again, off the screens of machines
 	@$(MAKE) --no-print-directory boot-test RUN='^TestScreens$$$$'
 	@install -m 644 $(OUT)/qemu/screens/*.png $(SCREENSHOTS)/
 
+.PHONY: desktop-screenshot
+desktop-screenshot: ## take the README's picture of the desktop again (an hour)
+	@$(MAKE) --no-print-directory boot-test RUN='^TestDesktop$$$$'
+	@install -m 644 $(OUT)/qemu/screens/desktop/6-findmnt.png $(SCREENSHOTS)/desktop.png
+
 .PHONY: stale-screenshots
 stale-screenshots: ## fail with what has changed since the README's pictures were taken
 	@taken=$$(git log -1 --format=%H -- $(SCREENSHOTS)) && changed=$$(git log --format='%h %s' "$$taken.." -- $(DRAWN)) && \
