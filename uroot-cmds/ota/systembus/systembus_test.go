@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -83,30 +82,10 @@ func FuzzMessage(f *testing.F) {
 	})
 }
 
-func bus(t *testing.T) string {
-	t.Helper()
-	program := testkit.Need(t, "dbus-daemon")
-	path := filepath.Join(t.TempDir(), "bus")
-	c := exec.Command(program, "--session", "--nofork", "--nopidfile", "--address=unix:path="+path)
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
-	for range 200 {
-		if conn, err := net.Dial("unix", path); err == nil {
-			_ = conn.Close()
-			return path
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatal("the bus does not come up")
-	return ""
-}
-
 // The bus gives no descriptor to a connection that has not agreed to take any, and what a
 // stranger sends does not end it.
 func TestStrangers(t *testing.T) {
-	path := bus(t)
+	path := testkit.Bus(t)
 	mine, err := Connect(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/godbus/dbus/v5"
 
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/uroot-cmds/setup/wifi/wifitest"
 )
 
@@ -40,7 +41,7 @@ func TestNotAsked(t *testing.T) {
 	if _, err := Connect(t.Context(), filepath.Join(t.TempDir(), "none"), short); !errors.Is(err, ErrNotAsked) {
 		t.Errorf("no bus: %v", err)
 	}
-	if _, err := Connect(t.Context(), wifitest.Bus(t), short); !errors.Is(err, ErrNotAsked) || !strings.Contains(err.Error(), "not on the bus") {
+	if _, err := Connect(t.Context(), testkit.Bus(t), short); !errors.Is(err, ErrNotAsked) || !strings.Contains(err.Error(), "not on the bus") {
 		t.Errorf("no NetworkManager: %v", err)
 	}
 	m := wifitest.New(t)

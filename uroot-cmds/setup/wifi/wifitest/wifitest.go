@@ -7,9 +7,6 @@ package wifitest
 import (
 	"errors"
 	"fmt"
-	"net"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -80,31 +77,10 @@ type Manager struct {
 	more     int
 }
 
-// Bus starts a bus, and returns its socket.
-func Bus(t testing.TB) string {
-	t.Helper()
-	program := testkit.Need(t, "dbus-daemon")
-	path := filepath.Join(t.TempDir(), "bus")
-	c := exec.Command(program, "--session", "--nofork", "--nopidfile", "--address=unix:path="+path)
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
-	for range 1000 {
-		if conn, err := net.Dial("unix", path); err == nil {
-			_ = conn.Close()
-			return path
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatal("the bus does not come up")
-	return ""
-}
-
 // New starts one that has a wireless device, and no connection.
 func New(t testing.TB) *Manager {
 	t.Helper()
-	m := &Manager{Path: Bus(t), Outcome: func(Profile) uint32 { return Connects }, objects: map[dbus.ObjectPath]map[string]Properties{}}
+	m := &Manager{Path: testkit.Bus(t), Outcome: func(Profile) uint32 { return Connects }, objects: map[dbus.ObjectPath]map[string]Properties{}}
 	m.Set(root, name, Properties{"State": uint32(20), "Startup": false, "WirelessEnabled": true, "WirelessHardwareEnabled": true})
 	m.Set(Cable, name+".Device", Properties{"DeviceType": uint32(1), "State": uint32(20)})
 	m.Set(Radio, name+".Device", Properties{"DeviceType": uint32(2), "State": uint32(30)})
