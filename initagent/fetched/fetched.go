@@ -161,7 +161,7 @@ func File(h *host.Host, r *release.Release, f release.File) ([]byte, error) {
 // sure that the firmware will start it.
 func Sign(h *host.Host, image []byte) ([]byte, error) {
 	if h.Secret == nil {
-		return nil, errors.New("the machine's keys are not at hand in this boot")
+		return nil, host.ErrNoSecret
 	}
 	keys, err := h.StoredKeys(h.Secret)
 	if err != nil {

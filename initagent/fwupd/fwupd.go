@@ -42,8 +42,12 @@ const (
 )
 
 // Waits reports whether the running system's program is there, and another than this
-// machine has signed. No error comes of a program that cannot be read: Sign has it.
+// machine has signed. No error comes of a program that cannot be read: Sign has it. A boot
+// without the machine secret, as the one that makes the root partition, leaves it to the next.
 func Waits(h *host.Host) bool {
+	if h.Secret == nil {
+		return false
+	}
 	image, err := read(h)
 	return h.OwnEnforced() && (err != nil || image != nil && kept(h, image) == nil)
 }

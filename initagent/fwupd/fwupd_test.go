@@ -123,6 +123,20 @@ func TestSignsUpdater(t *testing.T) {
 	m.Must(hasUpdater(m, second))
 }
 
+// A desktop's image has the program from its first start on. The boot that makes the root
+// partition has wiped the machine secret by then, and leaves it to the next one.
+func TestSignsUpdaterAfterFirstBoots(t *testing.T) {
+	m := machinetest.New(t, machinetest.Pinned)
+	program := updaterProgram("fwupd-efi 1.7")
+	bringsUpdater(m, "fwupdx64.efi", program)
+	m.Ends("system")
+	if updaterLaid(m) || m.RootFiles()[signedUpdater] != nil {
+		t.Error("the program is signed without the keys")
+	}
+	m.Runs(1, "sign-updater")
+	m.Must(hasUpdater(m, program))
+}
+
 // Root puts a program of its own beside the signed one, under the name of the image's. It is
 // neither laid over the image nor signed, in no later start and with no later keys either.
 func TestSignsNothingLaidOverImage(t *testing.T) {

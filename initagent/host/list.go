@@ -34,7 +34,12 @@ func (h *Host) TakeList(secret *policy.Secret) (damaged bool) {
 }
 
 // KeepList stores the list. Cut before it, the one of before is there.
-func (h *Host) KeepList() error { return rootpart.KeepList(h.Store, h.Random, h.Secret, h.List) }
+func (h *Host) KeepList() error {
+	if h.Secret == nil {
+		return ErrNoSecret
+	}
+	return rootpart.KeepList(h.Store, h.Random, h.Secret, h.List)
+}
 
 // Starts says why an image is not this machine's own, or would not start.
 func (h *Host) Starts(image []byte) error {
@@ -70,7 +75,7 @@ func (h *Host) ListRelease(r *release.Release) error {
 	if !changed {
 		return nil
 	}
-	return rootpart.KeepList(h.Store, h.Random, h.Secret, h.List)
+	return h.KeepList()
 }
 
 // UKIImage is what the list calls a system's UKI.

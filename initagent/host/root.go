@@ -39,8 +39,15 @@ func (h *Host) HealHeader() {
 	h.Log.Say("one copy of the root partition's header was damaged, and is restored")
 }
 
+// ErrNoSecret says that what needs the machine secret was asked of a boot that does not have
+// it: it was never opened, or it was wiped when nothing needed it any more.
+var ErrNoSecret = errors.New("the machine's keys are not at hand in this boot")
+
 // StoredKeys are this machine's Secure Boot keys, from the open root partition.
 func (h *Host) StoredKeys(secret *policy.Secret) (*secureboot.KeySet, error) {
+	if secret == nil {
+		return nil, ErrNoSecret
+	}
 	return rootpart.StoredKeys(h.Store, secret, h.Lock)
 }
 
