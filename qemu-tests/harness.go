@@ -65,14 +65,15 @@ type Guest struct {
 	*vm.Machine            // of the last PowerOn; nil before
 	VM          vm.Options // for the next PowerOn
 
-	t       testing.TB
-	name    string // in what is said of its cost
-	began   time.Time
-	timeout time.Duration
-	state   vm.State
-	logs    string // directory with one directory for each start
-	starts  int
-	spent   time.Duration // of the processor, by the machines of all starts but this one
+	t        testing.TB
+	name     string // in what is said of its cost
+	began    time.Time
+	timeout  time.Duration
+	state    vm.State
+	logs     string // directory with one directory for each start
+	starts   int
+	spent    time.Duration // of the processor, by the machines of all starts but this one
+	endsInit bool          // the test has process 1 of the initramfs end
 }
 
 // Machine clones or makes the machine and switches it on. It is switched off and
@@ -161,8 +162,30 @@ func (g *Guest) finish() {
 	g.Close()
 	g.account()
 	g.sayCost()
+	g.checkInit()
 	if g.t.Failed() {
 		g.keepLogs()
+	}
+}
+
+// crash is what the kernel says where process 1 of an initramfs ends, or reads what is not its own.
+// The machine starts once more then, and a test that only waits for what it wants to see would pass.
+var crash = regexp.MustCompile(`(?m)^.*(init\[1\]: segfault|Attempted to kill init!).*$`)
+
+// checkInit fails the test where process 1 of the initramfs has crashed in one of its starts.
+func (g *Guest) checkInit() {
+	consoles, err := filepath.Glob(filepath.Join(g.logs, "*", "console.log"))
+	if err != nil || len(consoles) == 0 {
+		g.t.Errorf("there is no console below %s: %v", g.logs, err)
+	}
+	for _, console := range consoles {
+		text, err := os.ReadFile(console)
+		if err != nil {
+			g.t.Error(err)
+		}
+		if said := crash.Find(text); said != nil && !g.endsInit {
+			g.t.Errorf("process 1 has crashed at start %s: %s", filepath.Base(filepath.Dir(console)), said)
+		}
 	}
 }
 

@@ -202,6 +202,7 @@ func TestTrialNeverBlessed(t *testing.T) {
 func TestTrialPanics(t *testing.T) {
 	t.Parallel()
 	g := onTrial(t, successor(), 1, vm.Options{NoReboot: true, SMBIOS: []string{"io.systemd.stub.kernel-cmdline-extra=rdinit=/bin/sh"}})
+	g.endsInit = true
 	g.PowerOn()
 	g.Expect(`only initagent may be process 1, and this is \["/bin/sh"\]`)
 	g.Expect(`Kernel panic - not syncing: Attempted to kill init!`)
