@@ -47,6 +47,41 @@ func TestManualLanguages(t *testing.T) {
 	}
 }
 
+// The map in builder/README.md has a row for each key and for no other; the functions that it
+// names are looked up where the README's others are (initagent/docs_test.go).
+func TestMap(t *testing.T) {
+	chapter, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, found := strings.Cut(string(chapter), "### A map: where each key of `uki.conf` ends up\n")
+	if !found {
+		t.Fatal("there is no map of the keys")
+	}
+	table, _, _ = strings.Cut(table, "\n#")
+	rows := map[string]string{}
+	for line := range strings.Lines(table) {
+		if cells := strings.Split(strings.TrimSpace(line), " | "); len(cells) == 4 && strings.HasPrefix(line, "| `") {
+			rows[strings.TrimPrefix(cells[0], "| ")] = cells[1]
+		}
+	}
+	for section, keys := range new(reader).keys() {
+		for key := range keys {
+			row := "`" + key + "`"
+			if key == "Modules" {
+				row += " of `[" + section + "]`"
+			}
+			if !strings.Contains(rows[row], ".") || !strings.HasPrefix(rows[row], "`") {
+				t.Errorf("the map does not say what reads %s of [%s]: %q", key, section, rows[row])
+			}
+			delete(rows, row)
+		}
+	}
+	for row := range rows {
+		t.Errorf("the map has a row %s, which is no key", row)
+	}
+}
+
 // Its shortest example is complete.
 func TestManualExample(t *testing.T) {
 	page, err := os.ReadFile("uki.conf.5")
