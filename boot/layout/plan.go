@@ -34,18 +34,6 @@ func wanted(slotSize int64) ([]want, error) {
 	return []want{{SystemA, slotSize}, {VerityA, tree}, {SystemB, slotSize}, {VerityB, tree}, {Root, 0}}, nil
 }
 
-// Complete reports whether the table has all six partitions, large enough for the
-// slot size.
-func Complete(t *gpt.Table, slotSize int64) bool {
-	plan, err := NewPlan(t, slotSize, zeroReader{})
-	return err == nil && len(plan.Changes) == 0
-}
-
-// zeroReader is the randomness of a plan that is only looked at.
-type zeroReader struct{}
-
-func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
-
 // NewPlan returns the table that makes a disk complete: the first system
 // partition grown to slotSize bytes where free space follows, and the others
 // made, with UUIDs from random, which name no content. It is given what an

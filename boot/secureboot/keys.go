@@ -10,7 +10,6 @@
 package secureboot
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
@@ -177,19 +176,4 @@ func wipeKey(key *rsa.PrivateKey) {
 			n.SetInt64(0)
 		}
 	}
-}
-
-// Equal reports whether both hold the same keys, certificates and owner.
-func (k *KeySet) Equal(other *KeySet) bool {
-	if k.Owner != other.Owner {
-		return false
-	}
-	theirs := other.roles()
-	for i, role := range k.roles() {
-		a, b := role.pair, theirs[i].pair
-		if a.Key == nil || b.Key == nil || !a.Key.Equal(b.Key) || !bytes.Equal(a.Certificate.Raw, b.Certificate.Raw) {
-			return false
-		}
-	}
-	return true
 }

@@ -10,10 +10,8 @@
 package verity
 
 import (
-	"bytes"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 )
 
@@ -126,24 +124,8 @@ func TreeSize(dataBlocks uint64) (int64, error) {
 	return int64(blocks) * BlockSize, nil
 }
 
-// Superblock is the decoded first sector of a hash device, for showing it. It
-// is not authenticated, and nothing may be opened by what it says.
-type Superblock struct {
-	HashType      uint32 // 0 or 1
-	UUID          [16]byte
-	Algorithm     string
-	DataBlockSize uint32 // bytes
-	HashBlockSize uint32 // bytes
-	DataBlocks    uint64
-	Salt          []byte
-}
-
-// SuperblockSize is the size in bytes of an encoded superblock.
-const SuperblockSize = 512
-
 const (
-	magic        = "verity\x00\x00"
-	maxBlockSize = 512 << 10 // cryptsetup's limit
+	magic = "verity\x00\x00"
 
 	offVersion       = 8
 	offHashType      = 12
@@ -155,55 +137,6 @@ const (
 	offSaltSize      = 80
 	offSalt          = 88
 )
-
-// ErrNoSuperblock says that the bytes do not start with verity's magic.
-var ErrNoSuperblock = errors.New("verity: no superblock")
-
-// ParseSuperblock decodes the superblock at the start of b, for any profile
-// that cryptsetup can write.
-func ParseSuperblock(b []byte) (Superblock, error) {
-	if len(b) < SuperblockSize {
-		return Superblock{}, fmt.Errorf("verity: superblock of %d bytes, want %d", len(b), SuperblockSize)
-	}
-	if string(b[:offVersion]) != magic {
-		return Superblock{}, ErrNoSuperblock
-	}
-	le := binary.LittleEndian
-	if v := le.Uint32(b[offVersion:]); v != 1 {
-		return Superblock{}, fmt.Errorf("verity: superblock version %d, want 1", v)
-	}
-	s := Superblock{
-		HashType:      le.Uint32(b[offHashType:]),
-		UUID:          [16]byte(b[offUUID:offAlgorithm]),
-		DataBlockSize: le.Uint32(b[offDataBlockSize:]),
-		HashBlockSize: le.Uint32(b[offHashBlockSize:]),
-		DataBlocks:    le.Uint64(b[offDataBlocks:]),
-	}
-	if s.HashType > 1 {
-		return Superblock{}, fmt.Errorf("verity: superblock: hash type %d, want 0 or 1", s.HashType)
-	}
-	for _, size := range []uint32{s.DataBlockSize, s.HashBlockSize} {
-		if size < 512 || size > maxBlockSize || size&(size-1) != 0 {
-			return Superblock{}, fmt.Errorf("verity: superblock: block size of %d bytes", size)
-		}
-	}
-	name, _, ok := bytes.Cut(b[offAlgorithm:offDataBlockSize], []byte{0})
-	if !ok || len(name) == 0 {
-		return Superblock{}, errors.New("verity: superblock: no algorithm")
-	}
-	for _, c := range name {
-		if c <= ' ' || c > '~' {
-			return Superblock{}, fmt.Errorf("verity: superblock: algorithm %q", name)
-		}
-	}
-	s.Algorithm = string(name)
-	saltSize := int(le.Uint16(b[offSaltSize:]))
-	if saltSize > MaxSalt {
-		return Superblock{}, fmt.Errorf("verity: superblock: salt of %d bytes, at most %d are possible", saltSize, MaxSalt)
-	}
-	s.Salt = bytes.Clone(b[offSalt : offSalt+saltSize])
-	return s, nil
-}
 
 // superblock returns the first block of the hash device: the superblock
 // (cryptsetup wiki, "DMVerity", on-disk format) and zeros.

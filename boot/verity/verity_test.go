@@ -142,7 +142,7 @@ func TestVerifyRefusesWhatVeritysetupRefuses(t *testing.T) {
 	}
 }
 
-// FAULTS 32
+// FAULTS 32, 33
 func TestVerifyNamesTheCorruptBlock(t *testing.T) {
 	const blocks = 128*128 + 300 // three levels: 131, 2 and 1 blocks
 	p := params(blocks, 32)

@@ -157,35 +157,6 @@ func Replace(d Dir, fresh string, data []byte, old ...string) error {
 	return nil
 }
 
-// SignTo signs a file under a fresh name and takes the unsigned one away. It
-// does when the firmware enforces Secure Boot, too.
-func SignTo(d Dir, name, fresh string, s Signer) error {
-	image, err := d.Read(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		// Cut after the removal: the fresh one must be it.
-		if image, err = d.Read(fresh); err == nil {
-			err = s.Verify(image)
-		}
-		if err != nil {
-			return fmt.Errorf("sign %s: it is gone, and %s is not it: %w", name, fresh, err)
-		}
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("sign %s: %w", name, err)
-	}
-	signed := image
-	if s.Verify(image) != nil {
-		if signed, err = s.Sign(image); err != nil {
-			return fmt.Errorf("sign %s: %w", name, err)
-		}
-		if err := s.Verify(signed); err != nil {
-			return fmt.Errorf("sign %s: the signature just made does not verify: %w", name, err)
-		}
-	}
-	return Replace(d, fresh, signed, name)
-}
-
 // An Allowed says why an image is not for this machine to sign; nil where it is.
 // It gets the image as it was before an interrupted signing. The machine's db key
 // signs nothing else: whatever it has signed starts, and can have the TPM release

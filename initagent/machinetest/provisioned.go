@@ -52,8 +52,8 @@ func (m *Machine) checkPartitions() error {
 		return fmt.Errorf("table %v, %v", health, err)
 	}
 	c := m.Releases[1].Contract
-	if !layout.Complete(table, SlotSize) {
-		return errors.New("the table is not complete")
+	if plan, err := layout.NewPlan(table, SlotSize, m.Random); err != nil || len(plan.Changes) > 0 {
+		return fmt.Errorf("the table is not complete: %v", err)
 	}
 	s, named := layout.FindSlot(table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root()))
 	if s != layout.SlotA || !named {
