@@ -6,7 +6,6 @@
 package config
 
 import (
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
@@ -14,84 +13,38 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"unicode"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
-	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/scan"
-	"halogenos.internal/builder/splash"
 )
 
 // A Config is what uki.conf says, with defaults filled in.
 type Config struct {
-	// UKI. Paths of Linux, Stub and BootManager lie in the root file system;
-	// empty means: find it.
-	Linux       string
-	Stub        string
-	BootManager string
-	OSRelease   string // text to use in place of the root file system's; may be empty
-	Cmdline     string // complete, with the fixed arguments
-	Uname       string // empty: the kernel's own
-	Splash      []byte // BMP; may be empty
-	// Microcode is what the UKI gets in the place of the root file system's, which nil
-	// stands for; an empty set for none.
-	Microcode *microcode.Set
-	// MicrocodeFile is the name of the file that it is from; empty for none.
-	MicrocodeFile string
-
-	// Image.
-	ImageID     string
-	Arch        string
-	Epoch       uint64
-	ESPSize     int64  // bytes of the EFI system partition
-	SlotSize    int64  // bytes
-	Compression string // as mkfs.erofs -z takes it; empty for none
-	// PlainModules says that the kernel's modules lie in the image without compression.
-	PlainModules bool
-	ReleaseKey   []byte // OpenPGP transferable public key; empty for none
-	SecureBoot   contract.Requirement
-	TPM          contract.Requirement
-	VendorKeys   contract.VendorKeys
-	// RootPartitionFormat is the file system that machines make on their root
-	// partition. The root file system itself is the image, which is EROFS.
-	RootPartitionFormat string
-	// WatchdogSeconds is how long a watchdog waits for the system; 0 is off.
-	WatchdogSeconds int
-	// Swap is the size in bytes of the swap space that machines have; 0 is off.
-	Swap int64
-	// FirstStart says whether machines ask at their first start.
-	FirstStart string
-
-	// Update: the defaults of the image's machines.
-	Server         string // base URL of the releases; empty for none
-	Channel        manifest.Channel
-	SignedManifest string // as ota.conf takes it: yes, no or auto
-	ReportTo       string // where machines put reports whose owners allow it; may be empty
+	UKI
+	Image
+	Machine
+	Update
 
 	// Modules of the initramfs, in the order of the file.
 	Modules []Module
-
-	// ModuleKey is the distributor's certificate for kernel modules, which
-	// vouches for them beside the kernel's own; nil for none.
-	ModuleKey *x509.Certificate
-
 	// Allow lists the findings of the search for secrets that are wanted.
 	Allow []scan.Allow
-
 	// Notes are for the person who builds: keys that have another name now.
 	Notes []string
 }
 
-// The choices of FirstStart.
-const (
-	AskAtFirstStart  = "ask"
-	NoneAtFirstStart = "none"
-)
+// Update has the defaults of the image's machines for updates: the section [Update].
+type Update struct {
+	Server         string // base URL of the releases; empty for none
+	Channel        manifest.Channel
+	SignedManifest string // as ota.conf takes it: yes, no or auto
+	ReportTo       string // where machines put reports whose owners allow it; may be empty
+}
 
 // A Module is a kernel module that the initramfs shall have.
 type Module struct {
@@ -136,17 +89,9 @@ func Parse(text, dir string) (*Config, error) {
 
 func defaults() Config {
 	return Config{
-		Arch:                "x86_64",
-		ESPSize:             layout.ESPSize,
-		SlotSize:            4 << 30,
-		Compression:         "lz4hc",
-		SecureBoot:          contract.Required,
-		TPM:                 contract.Required,
-		VendorKeys:          contract.VendorAuto,
-		RootPartitionFormat: "ext4",
-		Channel:             manifest.Stable,
-		SignedManifest:      "auto",
-		FirstStart:          NoneAtFirstStart,
+		Image:   Image{Arch: "x86_64", ESPSize: layout.ESPSize, SlotSize: 4 << 30, Compression: "lz4hc"},
+		Machine: Machine{SecureBoot: contract.Required, TPM: contract.Required, VendorKeys: contract.VendorAuto, RootPartitionFormat: "ext4", FirstStart: NoneAtFirstStart},
+		Update:  Update{Channel: manifest.Stable, SignedManifest: "auto"},
 	}
 }
 
@@ -266,33 +211,6 @@ func (r *reader) yes(set *bool) func(string) error {
 	}
 }
 
-// languageOfScreens takes that of what is asked and told before the system runs.
-func (r *reader) languageOfScreens(value string) (err error) {
-	r.language, err = words.Find(value)
-	return err
-}
-
-// plainModules takes how the kernel's modules lie in the image.
-func (r *reader) plainModules(value string) error {
-	if r.config.PlainModules = value == "plain"; !r.config.PlainModules && value != "unchanged" {
-		return fmt.Errorf("%.80q is neither unchanged nor plain (the modules that the initramfs gets are named in [Initramfs])", value)
-	}
-	return nil
-}
-
-func (r *reader) watchdog(value string) error {
-	if value == "off" {
-		r.config.WatchdogSeconds = 0
-		return nil
-	}
-	n, err := strconv.ParseUint(value, 10, 16)
-	if err != nil || n == 0 || n > contract.MaxWatchdogSeconds {
-		return fmt.Errorf("%q is neither off nor a number of seconds from 1 to %d", value, contract.MaxWatchdogSeconds)
-	}
-	r.config.WatchdogSeconds = int(n)
-	return nil
-}
-
 // unknownKey says why a key that ukify has is not honoured here.
 func unknownKey(e entry) error {
 	why := ""
@@ -351,36 +269,6 @@ func (r *reader) text(to *string) func(string) error {
 	}
 }
 
-// path takes a path within the root file system.
-func (r *reader) path(to *string) func(string) error {
-	return func(value string) error {
-		clean := filepath.Clean("/" + value)
-		if value == "" || strings.ContainsAny(value, "\n\x00") || slices.Contains(strings.Split(value, "/"), "..") {
-			return fmt.Errorf("%q is not a path in the root file system", value)
-		}
-		*to = clean
-		return nil
-	}
-}
-
-// textOrFile takes a text, or with a leading '@' the name of a file with it.
-func (r *reader) textOrFile(to *string) func(string) error {
-	return func(value string) error {
-		if name, ok := strings.CutPrefix(value, "@"); ok {
-			text, err := readBounded(r.local(name), maxFile)
-			if err != nil {
-				return err
-			}
-			value = string(text)
-		}
-		if strings.ContainsRune(value, 0) {
-			return fmt.Errorf("has a NUL byte")
-		}
-		*to = value
-		return nil
-	}
-}
-
 func (r *reader) local(name string) string {
 	if filepath.IsAbs(name) {
 		return name
@@ -410,84 +298,6 @@ func (r *reader) server(to *string) func(string) error {
 		*to = strings.TrimRight(value, "/")
 		return nil
 	}
-}
-
-func (r *reader) uname(value string) error {
-	if !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}$`).MatchString(value) {
-		return fmt.Errorf("%q is not a kernel version", value)
-	}
-	r.config.Uname = value
-	return nil
-}
-
-// plainSplash is the value for the picture that halogen draws.
-const plainSplash = "plain"
-
-func (r *reader) splash(value string) error {
-	if value == plainSplash {
-		r.config.Splash = splash.Plain()
-		return nil
-	}
-	picture, err := readBounded(r.local(value), splash.MaxSize)
-	if err != nil {
-		return err
-	}
-	if err := splash.Check(picture); err != nil {
-		return fmt.Errorf("%s: %w", value, err)
-	}
-	r.config.Splash = picture
-	return nil
-}
-
-// microcode takes auto, none or the name of a file.
-func (r *reader) microcode(value string) error {
-	switch value {
-	case "":
-		return errors.New("has no value: want auto, none or the name of a file")
-	case "auto":
-		return nil
-	case "none":
-		r.config.Microcode = new(microcode.Set)
-		return nil
-	}
-	data, err := readBounded(r.local(value), microcode.MaxSize)
-	if err != nil {
-		return err
-	}
-	r.config.Microcode, r.config.MicrocodeFile = new(microcode.Set), filepath.Base(value)
-	if err := r.config.Microcode.Add(data); err != nil {
-		return fmt.Errorf("%s %w; want an early archive as of `iucode_tool --write-earlyfw`, or a file of Intel's or AMD's", value, err)
-	}
-	return nil
-}
-
-func (r *reader) imageID(value string) error {
-	if !contract.ValidID(value) {
-		return fmt.Errorf("%q: want 1 to 64 of a-z, 0-9 and '-', starting with a letter", value)
-	}
-	r.config.ImageID = value
-	return nil
-}
-
-func (r *reader) epoch(value string) error {
-	n, err := strconv.ParseUint(value, 10, 63)
-	if err != nil {
-		return fmt.Errorf("%q is not a number from 0", value)
-	}
-	r.config.Epoch = n
-	return nil
-}
-
-func (r *reader) compression(value string) error {
-	if value == "none" {
-		r.config.Compression = ""
-		return nil
-	}
-	if !regexp.MustCompile(`^(lz4|lz4hc|lzma|deflate|zstd)(,[0-9]{1,3})?$`).MatchString(value) {
-		return fmt.Errorf("%q: want none, lz4, lz4hc, lzma, deflate or zstd, with ',LEVEL' if need be", value)
-	}
-	r.config.Compression = value
-	return nil
 }
 
 func (r *reader) modules(value string) error {

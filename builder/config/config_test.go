@@ -77,12 +77,19 @@ Modules=nvme
 		t.Fatal(err)
 	}
 	want := &Config{
-		Linux: "/boot/vmlinuz-1", Stub: "/usr/lib/stub", BootManager: "/boot/manager.efi", Uname: "6.1.0-1-amd64",
-		OSRelease: "ID=x\nNAME=\"X", // '#' after a space starts a comment, as for ukify
-		Cmdline:   "console=tty0 quiet lockdown=integrity " + ending,
-		ImageID:   "my-os", Arch: "x86_64", Epoch: 3, ESPSize: 1 << 30, SlotSize: 512 << 20, Compression: "zstd,12",
-		SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft, RootPartitionFormat: "btrfs", WatchdogSeconds: 90, Swap: 1536 << 20, FirstStart: AskAtFirstStart,
-		Server: "https://updates.example.org/os", ReportTo: "https://reports.example.org/os", Channel: manifest.Beta, SignedManifest: "no",
+		UKI: UKI{
+			Linux: "/boot/vmlinuz-1", Stub: "/usr/lib/stub", Uname: "6.1.0-1-amd64",
+			OSRelease: "ID=x\nNAME=\"X", // '#' after a space starts a comment, as for ukify
+			Cmdline:   "console=tty0 quiet lockdown=integrity " + ending,
+		},
+		Image: Image{ImageID: "my-os", Arch: "x86_64", Epoch: 3, ESPSize: 1 << 30, SlotSize: 512 << 20, Compression: "zstd,12", BootManager: "/boot/manager.efi"},
+		Machine: Machine{
+			SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft,
+			RootPartitionFormat: "btrfs", WatchdogSeconds: 90, Swap: 1536 << 20, FirstStart: AskAtFirstStart,
+		},
+		Update: Update{
+			Server: "https://updates.example.org/os", ReportTo: "https://reports.example.org/os", Channel: manifest.Beta, SignedManifest: "no",
+		},
 		Modules: []Module{{Name: "nvme"}, {Name: "dm-verity"}, {Name: "tpm_tis", Optional: true}},
 	}
 	if !reflect.DeepEqual(c, want) {

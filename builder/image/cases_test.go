@@ -473,7 +473,7 @@ func TestRootless(t *testing.T) {
 	for kind, say := range map[string]string{"ext4": "", "btrfs": "no /sbin/mkfs.btrfs: a new machine stops at its second boot. Install it (Debian: the package btrfs-progs)"} {
 		var said bytes.Buffer
 		b := &build{tree: staged(t, map[string]string{"sbin/mkfs.ext4": ""})}
-		b.Progress, b.Config = NewProgress(&said), &config.Config{RootPartitionFormat: kind}
+		b.Progress, b.Config = NewProgress(&said), &config.Config{Machine: config.Machine{RootPartitionFormat: kind}}
 		b.rootless()
 		if text := said.String(); !strings.Contains(text, say) || say == "" && text != "" {
 			t.Errorf("%s: it says %q", kind, text)

@@ -68,7 +68,7 @@ func TestAdd(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			tree, dir := tree(t, c.has...)
-			notes, err := Add(tree, &config.Config{Server: c.server, Channel: manifest.Beta, SignedManifest: "yes"}, date)
+			notes, err := Add(tree, &config.Config{Update: config.Update{Server: c.server, Channel: manifest.Beta, SignedManifest: "yes"}}, date)
 			if err != nil || len(notes) != 0 {
 				t.Fatalf("notes %q, %v", notes, err)
 			}
@@ -281,7 +281,7 @@ func TestFirstStart(t *testing.T) {
 		{"KDE", config.AskAtFirstStart, []string{systemd, units + "plasma-setup.service"}, false, false, "KDE's own program asks"},
 	} {
 		tree, dir := tree(t, c.has...)
-		notes, err := Add(tree, &config.Config{FirstStart: c.value}, date)
+		notes, err := Add(tree, &config.Config{Machine: config.Machine{FirstStart: c.value}}, date)
 		if err != nil || (c.note == "") != (len(notes) == 0) || !strings.Contains(strings.Join(notes, "\n"), c.note) {
 			t.Errorf("%s: notes %q, %v", c.name, notes, err)
 		}
@@ -312,7 +312,7 @@ func TestFirstStartConsole(t *testing.T) {
 		"console=tty0 console=ttyS0,115200": "on ttyS0 alone", "console=tty0 console=hvc0": "on hvc0 alone",
 	} {
 		tree, _ := tree(t, systemd)
-		notes, err := Add(tree, &config.Config{FirstStart: config.AskAtFirstStart, Cmdline: cmdline}, date)
+		notes, err := Add(tree, &config.Config{Machine: config.Machine{FirstStart: config.AskAtFirstStart}, UKI: config.UKI{Cmdline: cmdline}}, date)
 		if text := strings.Join(notes, "\n"); err != nil || (want == "") != (text == "") || !strings.Contains(text, want) {
 			t.Errorf("%s: %q, %v", cmdline, notes, err)
 		}

@@ -196,7 +196,7 @@ func TestAddSwap(t *testing.T) {
 	for _, name := range swapPrograms {
 		programs = append(programs, "usr/sbin/"+name)
 	}
-	c := &config.Config{Swap: 3 << 29}
+	c := &config.Config{Machine: config.Machine{Swap: 3 << 29}}
 	tree, dir := tree(t, append(programs, systemd)...)
 	if notes, err := Add(tree, c, date); err != nil || len(notes) > 0 {
 		t.Fatal(notes, err)
@@ -211,7 +211,7 @@ func TestAddSwap(t *testing.T) {
 
 // An image that cannot have it is refused, and one without systemd is told what to run.
 func TestAddSwapRefused(t *testing.T) {
-	c := &config.Config{Swap: 1 << 30}
+	c := &config.Config{Machine: config.Machine{Swap: 1 << 30}}
 	bare, _ := tree(t, systemd, "sbin/mkswap", "bin/mountpoint")
 	if _, err := Add(bare, c, date); err == nil || !strings.Contains(err.Error(), "the root file system needs cryptsetup, losetup, swapon, swapoff: install") {
 		t.Error(err)
@@ -221,7 +221,7 @@ func TestAddSwapRefused(t *testing.T) {
 		programs = append(programs, "sbin/"+name)
 	}
 	btrfs, _ := tree(t, append(programs, systemd)...)
-	if _, err := Add(btrfs, &config.Config{Swap: 1 << 30, RootPartitionFormat: "btrfs"}, date); err == nil || !strings.Contains(err.Error(), "needs chattr: install") {
+	if _, err := Add(btrfs, &config.Config{Machine: config.Machine{Swap: 1 << 30, RootPartitionFormat: "btrfs"}}, date); err == nil || !strings.Contains(err.Error(), "needs chattr: install") {
 		t.Error(err)
 	}
 	other, _ := tree(t, programs...)
