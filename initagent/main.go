@@ -64,8 +64,8 @@ func run(ctx context.Context) error {
 	m.Secretly, m.Collect = secretmem.Try, secretmem.Collect
 	m.HideMemory, m.NoModules = hw.HideMemory, hw.NoModules
 	a := &agent.Agent{Host: host.Host{
-		NewKeys: secureboot.Generate,
-		Machine: m, Variables: enroll.EFIVarFS{Root: hw.EFIVars}, Random: rand.Reader, Root: "/", Language: words.OfCmdline(line),
+		Given:    host.Given{Machine: m, Variables: enroll.EFIVarFS{Root: hw.EFIVars}, Random: rand.Reader, NewKeys: secureboot.Generate, Root: "/"},
+		Language: words.OfCmdline(line),
 	}}
 	return a.Boot(ctx)
 }

@@ -306,7 +306,7 @@ func TestSystems(t *testing.T) {
 	if !slices.Equal(disk.Systems, want) {
 		t.Errorf("systems %+v", disk.Systems)
 	}
-	// The stick that installs is no system that would stop starting.
+	// The stick that installs is not a system that would stop starting.
 	table, _, err := gpt.Read(d, windowsSize, 512)
 	if err != nil {
 		t.Fatal(err)

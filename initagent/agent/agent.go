@@ -10,15 +10,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
-	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/nextboot"
-	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/bootjournal"
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
@@ -118,59 +115,9 @@ func (a *Agent) openFirmware() error {
 	if err := a.Mounts.Firmware(); err != nil {
 		return err
 	}
-	a.takeKeymap()
-	a.takeLanguage()
+	a.TakeKeymap()
+	a.TakeLanguage()
 	return nil
-}
-
-// takeLanguage takes the language that was chosen when the machine was installed, in the place of
-// the image's. Anybody can write that variable, and each language says the same: it is not worth
-// a boot.
-func (a *Agent) takeLanguage() {
-	_, text, err := a.Variables.Read(words.Variable, nextboot.Vendor)
-	if errors.Is(err, fs.ErrNotExist) {
-		return
-	}
-	var l words.Language
-	if err == nil {
-		l, err = words.ParseRemembered(text)
-	}
-	if err != nil {
-		a.Log.Say("the language stays what the image has: %v", err)
-		return
-	}
-	a.Language = l
-}
-
-// takeKeymap has the keyboard type what somebody at the recovery console has said that is
-// printed on it. Anybody can write that variable, and it opens nothing: it is not worth a boot.
-func (a *Agent) takeKeymap() {
-	_, text, err := a.Variables.Read(keyboard.Variable, nextboot.Vendor)
-	if errors.Is(err, fs.ErrNotExist) {
-		return
-	}
-	var k keyboard.Keymap
-	if err == nil {
-		k, err = keyboard.ParseRemembered(text)
-	}
-	if err != nil {
-		a.Log.Say("the keyboard is taken for a US one: %v", err)
-		return
-	}
-	if err := a.Person.Keymap(k); err != nil {
-		a.Log.Say("keymap %s: %v", k.Name, err)
-		// Not half of one and half of another: what is said before a PIN has to be so.
-		us, err := keyboard.FindKeymap("us")
-		if err == nil {
-			err = a.Person.Keymap(us)
-		}
-		if err != nil {
-			a.Log.Say("keymap us: %v", err)
-			a.Keymap = fmt.Sprintf("partly %s, partly us", k.Name)
-		}
-		return
-	}
-	a.Keymap = k.Name
 }
 
 // errNotOpened is why there is no TPM before the boot has come to it.

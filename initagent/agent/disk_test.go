@@ -112,7 +112,7 @@ func TestCopyShowsFirst(t *testing.T) { // FAULTS 39
 			}
 			m.PCI = [2][]bootoption.Function{c.own, usb}
 			start := m.Clock
-			a := &agent.Agent{Host: host.Host{Machine: m.Agent.Machine, Found: host.Found{Way: nvme}}}
+			a := &agent.Agent{Host: host.Host{Given: host.Given{Machine: m.Agent.Machine}, Found: host.Found{Way: nvme}}}
 			a.Disks = lateDisks{machinetest.Disks{M: m}, start.Add(c.after)}
 			m.Must(a.FindDisk())
 			if took := m.Clock.Sub(start); a.Disk.Name != c.want || took > c.most {

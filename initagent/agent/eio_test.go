@@ -104,7 +104,7 @@ func TestFileSystemUnreadable(t *testing.T) {
 // partition, and its cure is another one. FAULTS 82
 func TestDiskFailsElsewhere(t *testing.T) {
 	for step, path := range map[bootflow.Kind]string{bootflow.MountState: "/initramfs/sysroot/usr/lib/halogen/state.conf", bootflow.AskKey: "/dev/tpmrm0"} {
-		a := &host.Host{Root: "/initramfs", Opened: host.Opened{Volume: host.Volume{Attached: true}}}
+		a := &host.Host{Given: host.Given{Root: "/initramfs"}, Opened: host.Opened{Volume: host.Volume{Attached: true}}}
 		err := fmt.Errorf("in between: %w", &fs.PathError{Op: "read", Path: path, Err: syscall.EIO})
 		if fails, got := a.DiskFails(step, err); got != err || fails {
 			t.Errorf("%s: %v, the disk fails: %v", path, got, fails)

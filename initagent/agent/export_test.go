@@ -6,9 +6,6 @@ import (
 	"halogenos.internal/boot/bootflow"
 )
 
-// InstallerProgram is where an installer stick has its program.
-const InstallerProgram = installerProgram
-
 // Facts is what the boot has seen and done.
 func (a *Agent) Facts() bootflow.Facts { return a.facts }
 

@@ -8,7 +8,6 @@ import (
 
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
-	"halogenos.internal/initagent/agent"
 	"halogenos.internal/initagent/machinetest"
 )
 
@@ -37,7 +36,7 @@ func TestInstallerStick(t *testing.T) {
 			if end := m.Boot(); end != c.end {
 				t.Errorf("ends in %s, want %s:\n%s", end, c.end, m.Said.String())
 			}
-			if len(m.Program) != 2 || !strings.HasSuffix(m.Program[0], agent.InstallerProgram) || m.Program[1] != "install" {
+			if len(m.Program) != 2 || !strings.HasSuffix(m.Program[0], "/run/installer/halogen") || m.Program[1] != "install" {
 				t.Errorf("ran %q", m.Program)
 			}
 			after, _, err := m.Table()

@@ -21,7 +21,7 @@ func TestKeymap(t *testing.T) {
 	}
 	de, err := keyboard.FindKeymap("de")
 	m.Must(err)
-	r := &recovery.Machine{Host: host.Host{Machine: m.Agent.Machine, Variables: m.Agent.Variables}}
+	r := &recovery.Machine{Host: host.Host{Given: host.Given{Machine: m.Agent.Machine, Variables: m.Agent.Variables}}}
 	m.Must(r.RememberKeymap(de))
 	m.StartsBy("1234")
 	if !strings.Contains(m.Printed.String(), "The keyboard is taken for: de.") {

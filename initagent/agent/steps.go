@@ -69,7 +69,7 @@ func (r stepRow) time() time.Duration {
 // steps has a row for each kind of step that goes on with the boot. How one ends that
 // cannot is for Agent.stop.
 var steps = map[bootflow.Kind]stepRow{
-	bootflow.Install:    {do: plain((*Agent).install), deaf: true},
+	bootflow.Install:    {do: onHost(setup.Install), deaf: true},
 	bootflow.Heal:       {do: plain((*Agent).healTable)},
 	bootflow.Partition:  {do: onHost(setup.Partition)},
 	bootflow.MakeTree:   {do: func(a *Agent, ctx context.Context) error { return setup.MakeTree(ctx, &a.Host) }, limit: treeLimit},

@@ -18,7 +18,7 @@ import (
 
 func guarded(open func() (string, watchdog.Timer, error)) (*agent.Agent, *bytes.Buffer) {
 	said := new(bytes.Buffer)
-	return &agent.Agent{Host: host.Host{Machine: hw.Machine{Log: hw.NewLog(said, io.Discard), Now: time.Now, Kernel: machinetest.Kernel{}, Watchdog: open}}}, said
+	return &agent.Agent{Host: host.Host{Given: host.Given{Machine: hw.Machine{Log: hw.NewLog(said, io.Discard), Now: time.Now, Kernel: machinetest.Kernel{}, Watchdog: open}}}}, said
 }
 
 func TestWatchdog(t *testing.T) {

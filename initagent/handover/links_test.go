@@ -40,7 +40,7 @@ func TestOverlayThroughNoLink(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	h, seen := &host.Host{Root: root}, new(mounts)
+	h, seen := &host.Host{Given: host.Given{Root: root}}, new(mounts)
 	state := h.Path(rootpart.Directory)
 	h.Machine = hw.Machine{Store: hw.LinuxStore{Root: state}, Mounts: seen, Kernel: loaded{}}
 	h.Contract = &contract.Contract{RootHash: make([]byte, len(verity.Root{}))}

@@ -32,9 +32,8 @@ import (
 // SystemDirectory is where the system is while the initramfs is the root.
 const SystemDirectory = "/sysroot"
 
-// A Host is this machine. A boot fills it in as it comes to know it: what is nil is not
-// known yet, or is not there.
-type Host struct {
+// Given is what a boot starts with: the machine, and what its keys are made and kept with.
+type Given struct {
 	hw.Machine
 	Variables enroll.Variables
 	// Random is the kernel's generator, which is seeded before user space runs.
@@ -43,6 +42,12 @@ type Host struct {
 	NewKeys func(random io.Reader, date time.Time) (*secureboot.KeySet, error)
 	// Root is where the initramfs is; "/" but in tests.
 	Root string
+}
+
+// A Host is this machine. A boot fills it in as it comes to know it: what is nil is not
+// known yet, or is not there.
+type Host struct {
+	Given
 
 	Contract     *contract.Contract // of the running system
 	State        bootflow.State     // what the loop decides by

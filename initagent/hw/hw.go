@@ -53,6 +53,11 @@ type Machine struct {
 	SetupMenu func() (m setupmenu.Menu, known bool)
 	// Memory is the machine's, in bytes.
 	Memory func() (uint64, error)
+	Guards
+}
+
+// Guards keep secrets from what runs later, in this process and in others.
+type Guards struct {
 	// Secretly runs what handles secrets, so that what it leaves in this process can be
 	// erased: secretmem.Try.
 	Secretly func(f func() error) error

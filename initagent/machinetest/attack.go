@@ -60,7 +60,7 @@ func (m *Machine) SealForAttacker(secret *policy.Secret) (policy.Boot, *policy.S
 	m.Must(m.Emulator.PowerOn(m.World(true, nil).Chip))
 	_, _, err := m.Start()
 	m.Must(err)
-	a := &agent.Agent{Host: host.Host{Machine: m.Agent.Machine, Root: m.Root, Random: m.Random, Contract: m.Agent.Contract, Found: host.Found{Disk: m.Agent.Disk}}}
+	a := &agent.Agent{Host: host.Host{Given: host.Given{Machine: m.Agent.Machine, Root: m.Root, Random: m.Random}, Contract: m.Agent.Contract, Found: host.Found{Disk: m.Agent.Disk}}}
 	a.Chip.TPM, err = m.OpenTPM()
 	m.Must(err)
 	m.Must(a.EnterPhase())

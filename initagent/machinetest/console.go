@@ -41,7 +41,7 @@ func (k *keeper) Forget() error {
 func (m *Machine) Console() (*recovery.Machine, hw.Console) {
 	m.Printed.Reset()
 	return &recovery.Machine{
-		Host:   host.Host{Machine: m.Agent.Machine, Variables: m.Agent.Variables, Random: m.Random, NewKeys: m.newKeys, Root: m.Root},
+		Host:   host.Host{Given: host.Given{Machine: m.Agent.Machine, Variables: m.Agent.Variables, Random: m.Random, NewKeys: m.newKeys, Root: m.Root}},
 		Keeper: &keeper{},
 		Discard: func(f hw.File, off, length int64) error {
 			_, err := f.WriteAt(bytes.Repeat([]byte{0xaa}, 1<<20), off)

@@ -410,7 +410,7 @@ func (m *Machine) Boot() (end string) {
 			m.T.Errorf("a boot that ended in %s still knows the machine secret, or has not erased what it knew", end)
 		}
 	}()
-	m.Agent = &agent.Agent{Host: host.Host{
+	m.Agent = &agent.Agent{Host: host.Host{Given: host.Given{
 		NewKeys: m.newKeys,
 		Machine: hw.Machine{
 			Disks: Disks{m}, Firmware: m, Kernel: Kernel{m}, Mapper: mapper{m}, Mounts: mounts{m}, Power: power{m},
@@ -419,12 +419,14 @@ func (m *Machine) Boot() (end string) {
 			Now:       func() time.Time { return m.Clock }, Sleep: func(d time.Duration) { m.Clock = m.Clock.Add(d) },
 			Memory:   func() (uint64, error) { return max(m.memory, 128<<10), nil },
 			Watchdog: m.watchdog,
-			Secretly: m.secretly, Collect: func() { m.collected = true },
-			HideMemory: func() error { m.hidden = true; return nil },
-			NoModules:  func() error { m.NoModules = true; return nil },
+			Guards: hw.Guards{
+				Secretly: m.secretly, Collect: func() { m.collected = true },
+				HideMemory: func() error { m.hidden = true; return nil },
+				NoModules:  func() error { m.NoModules = true; return nil },
+			},
 		},
 		Variables: &Firmware{m.Vars, m.op, func() { m.durable++ }, m.Refuse, m.AfterDBX, m.RefuseRequest, m.KeepsAll, m.Keeps, m.FullFor, m.FirmwareRoom}, Random: m.Random, Root: m.Root,
-	}}
+	}}}
 	if err := m.Agent.Boot(context.Background()); err != nil {
 		m.T.Errorf("Boot returned: %v", err)
 	}

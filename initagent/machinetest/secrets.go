@@ -90,7 +90,7 @@ func (m *Machine) OneSecret() error {
 // AsksForSecret is root of the running system.
 func (m *Machine) AsksForSecret(keys bool) {
 	m.T.Helper()
-	r := &recovery.Machine{Host: host.Host{Machine: m.Agent.Machine, Variables: m.Agent.Variables, Root: m.T.TempDir()}}
+	r := &recovery.Machine{Host: host.Host{Given: host.Given{Machine: m.Agent.Machine, Variables: m.Agent.Variables, Root: m.T.TempDir()}}}
 	if r.AtConsole() {
 		m.T.Error("the running system is taken for the recovery console")
 	}
@@ -107,7 +107,7 @@ const OtherSecret = "does not open the Secure Boot keys that the firmware enforc
 func (m *Machine) AsksForPIN(what nextboot.PIN) {
 	m.T.Helper()
 	m.memory = 128 << 20
-	r := &recovery.Machine{Host: host.Host{Machine: m.Agent.Machine, Variables: m.Agent.Variables, Root: m.T.TempDir()}}
+	r := &recovery.Machine{Host: host.Host{Given: host.Given{Machine: m.Agent.Machine, Variables: m.Agent.Variables, Root: m.T.TempDir()}}}
 	m.Must(r.AskForPIN(what))
 }
 

@@ -81,7 +81,7 @@ func TestRefused(t *testing.T) {
 		err  error
 		asks bool
 	}{{tpm.ErrTimeout, false}, {&tpm.MismatchError{}, false}, {policy.ErrSealed, true}} {
-		h := &host.Host{Lock: &rootlock.Lock{Phrase: &rootlock.Phrase{}}}
+		h := &host.Host{Lock: &rootlock.Lock{HeldPhrase: rootlock.HeldPhrase{Phrase: &rootlock.Phrase{}}}}
 		Refused(h, fmt.Errorf("unsealing: %w", c.err))
 		if c.asks {
 			if h.PhraseRefused != nil {

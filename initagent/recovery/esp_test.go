@@ -100,7 +100,7 @@ func espMachine(t *testing.T, files map[string]string) (*Machine, *inventorytest
 		t.Fatal(err)
 	}
 	write("state/halogen/esp/index.json", text)
-	m := &Machine{Host: host.Host{Machine: disk.Hardware(), Variables: unset{}, Random: rand.NewChaCha8([32]byte{5}), Root: root}, Keeper: open{}}
+	m := &Machine{Host: host.Host{Given: host.Given{Machine: disk.Hardware(), Variables: unset{}, Random: rand.NewChaCha8([32]byte{5}), Root: root}}, Keeper: open{}}
 	m.ESP = hw.LinuxESP{Disks: m.Disks}
 	m.Store = hw.LinuxStore{Root: filepath.Join(root, "state")}
 	m.Now = func() time.Time { return time.Unix(1800000000, 0) }

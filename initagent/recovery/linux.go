@@ -26,10 +26,10 @@ func Linux() (*Machine, error) {
 		return nil, err
 	}
 	return &Machine{
-		Host: host.Host{
+		Host: host.Host{Given: host.Given{
 			Machine:   hw.Linux(kernel, "/run/esp", rootpart.Directory),
 			Variables: enroll.EFIVarFS{Root: hw.EFIVars}, Random: rand.Reader, NewKeys: secureboot.Generate, Root: "/",
-		},
+		}},
 		Keeper: Keyring{Description: "halogen:console"}, Discard: Discard,
 	}, nil
 }

@@ -21,7 +21,7 @@ import (
 // asksForReset is root of the running system.
 func asksForReset(m *machinetest.Machine) {
 	m.T.Helper()
-	r := &recovery.Machine{Host: host.Host{Machine: m.Agent.Machine, Variables: m.Agent.Variables, Root: m.T.TempDir()}}
+	r := &recovery.Machine{Host: host.Host{Given: host.Given{Machine: m.Agent.Machine, Variables: m.Agent.Variables, Root: m.T.TempDir()}}}
 	m.Must(r.AskForReset())
 }
 

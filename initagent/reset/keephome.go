@@ -149,7 +149,7 @@ func askKeepHome(h *host.Host, left *keephome.Note, says string, begun bool) (*k
 		_, people = etcmerge.PeopleOf(note.People)
 	}
 	c.Print(h.Language.Text(says))
-	m := &recovery.Machine{Host: host.Host{Machine: h.Machine, Root: h.Root}}
+	m := &recovery.Machine{Host: host.Host{Given: host.Given{Machine: h.Machine, Root: h.Root}}}
 	if err := m.ConfirmKeepHome(c, keephome.WhoStays(h.Language, people), unlock.SecretTimeout); err != nil {
 		if left != nil {
 			if gone := giveUpKeepHome(h, left); gone != nil {

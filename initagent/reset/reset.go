@@ -30,7 +30,7 @@ func Asked(h *host.Host) (begun bool, err error) {
 	}
 	defer c.Close()
 	c.Print(h.Language.Text(words.ResetAsked))
-	m := &recovery.Machine{Host: host.Host{Machine: h.Machine, Variables: h.Variables, Random: h.Random, Root: h.Root}, Keeper: nothingKept{}, Discard: recovery.Discard}
+	m := &recovery.Machine{Host: host.Host{Given: host.Given{Machine: h.Machine, Variables: h.Variables, Random: h.Random, Root: h.Root}}, Keeper: nothingKept{}, Discard: recovery.Discard}
 	if err := m.ResetWithin(c, unlock.SecretTimeout); err != nil {
 		c.Print(h.Language.Error(err) + "\n")
 		return errors.Is(err, recovery.ErrBegun), err

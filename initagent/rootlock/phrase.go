@@ -85,3 +85,12 @@ func (l *Lock) KeepPhrase(random io.Reader, d block.Device, p *Phrase) error {
 // it was sealed to before is then of no use. It is forgotten with that header, even where the
 // writing of it fails; nil forgets it now.
 func (l *Lock) CarryPhrase(p *Phrase) { l.carried = p }
+
+// A HeldPhrase is what a header says of the machine's phrase.
+type HeldPhrase struct {
+	Phrase        *Phrase // nil: none was made, or it is not understood
+	StrangePhrase error   // why what the header says of the phrase is not understood, or nil: Phrase is nil then
+	StrangeKept   []byte  // what the header keeps of such a phrase under the machine secret; or nil
+
+	carried *Phrase // goes into the header with the next TPM token; nil leaves what is there
+}

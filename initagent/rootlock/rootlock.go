@@ -65,14 +65,15 @@ type Lock struct {
 	NextOwnerSignature []byte         // the same by the key that is about to replace the first; or nil
 	KeptPIN            []byte         // the PIN under the volume key; nil without one
 	Recoveries         []Recovery     // by token: one, and two while the key is being replaced
-	Phrase             *Phrase        // nil: none was made, or it is not understood
-	StrangePhrase      error          // why what the header says of the phrase is not understood, or nil: Phrase is nil then
-	StrangeKept        []byte         // what the header keeps of such a phrase under the machine secret; or nil
 	Unfinished         bool           // provisioning was cut
 	Replaced           bool           // the keyslot of an earlier machine secret is still to be removed
 
-	carried *Phrase // goes into the header with the next TPM token; nil leaves what is there
+	HeldPhrase
+	opening
+}
 
+// opening is what this boot has done with a lock.
+type opening struct {
 	volume *[32]byte // the fingerprint of the volume that it has opened; nil until then
 	typed  string    // the ID of the recovery key that has opened it; "" until then
 	added  string    // the ID of the recovery key that was added last; "" until then

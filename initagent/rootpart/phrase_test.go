@@ -58,20 +58,20 @@ func TestNewerPhrase(t *testing.T) {
 	}
 	token := fmt.Errorf("version 9: %w", policy.ErrNewer)
 	for name, c := range map[string]struct {
-		lock  rootlock.Lock
+		lock  rootlock.HeldPhrase
 		file  []byte
 		newer bool
 		best  bool
 	}{
-		"the token says so alone":              {rootlock.Lock{StrangePhrase: token, StrangeKept: []byte("junk")}, ours, false, true},
-		"the token, over this release's box":   {rootlock.Lock{StrangePhrase: token, StrangeKept: ours}, nil, false, true},
-		"the token, with nothing to vouch":     {rootlock.Lock{StrangePhrase: token}, nil, false, false},
-		"the header's box":                     {rootlock.Lock{StrangePhrase: token, StrangeKept: later}, nil, true, false},
-		"the header's box, beside another one": {rootlock.Lock{StrangePhrase: token, StrangeKept: later}, ours, false, true},
-		"the copy":                             {rootlock.Lock{StrangePhrase: token}, later, true, false},
-		"the box of a token that is known":     {rootlock.Lock{Phrase: &rootlock.Phrase{Kept: later}}, nil, true, false},
+		"the token says so alone":              {rootlock.HeldPhrase{StrangePhrase: token, StrangeKept: []byte("junk")}, ours, false, true},
+		"the token, over this release's box":   {rootlock.HeldPhrase{StrangePhrase: token, StrangeKept: ours}, nil, false, true},
+		"the token, with nothing to vouch":     {rootlock.HeldPhrase{StrangePhrase: token}, nil, false, false},
+		"the header's box":                     {rootlock.HeldPhrase{StrangePhrase: token, StrangeKept: later}, nil, true, false},
+		"the header's box, beside another one": {rootlock.HeldPhrase{StrangePhrase: token, StrangeKept: later}, ours, false, true},
+		"the copy":                             {rootlock.HeldPhrase{StrangePhrase: token}, later, true, false},
+		"the box of a token that is known":     {rootlock.HeldPhrase{Phrase: &rootlock.Phrase{Kept: later}}, nil, true, false},
 	} {
-		k, err := Phrases(stored{file: c.file}, &c.lock, secret)
+		k, err := Phrases(stored{file: c.file}, &rootlock.Lock{HeldPhrase: c.lock}, secret)
 		if err != nil || (k.Newer != nil) != c.newer || (k.Best() != nil) != c.best || !k.Had {
 			t.Errorf("%s: %+v, %v", name, k, err)
 		}

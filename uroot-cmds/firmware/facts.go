@@ -39,6 +39,11 @@ type facts struct {
 	Problems []string `json:"problems"`
 	Advice   []string `json:"advice"`
 
+	unsaid
+}
+
+// unsaid is what advice goes by and the facts do not say.
+type unsaid struct {
 	tpmError      error
 	foreign, test bool // certificates of others are in db; a key is one that was published
 	older         bool // microcode runs that is older than the UKI's

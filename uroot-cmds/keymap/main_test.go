@@ -32,7 +32,9 @@ func (variables) Room() (int64, bool) { return 0, false }
 func TestKeymap(t *testing.T) {
 	var vars variables
 	told := 0
-	machine := func() (*recovery.Machine, error) { return &recovery.Machine{Host: host.Host{Variables: vars}}, nil }
+	machine := func() (*recovery.Machine, error) {
+		return &recovery.Machine{Host: host.Host{Given: host.Given{Variables: vars}}}, nil
+	}
 	var fails error
 	undone := 0
 	set := func(_ string, entries []keyboard.Entry) (func() error, error) {

@@ -28,7 +28,7 @@ func TestLock(t *testing.T) {
 	machine := func(busy error) func() (*recovery.Machine, error) {
 		c := closed{busy: busy}
 		return func() (*recovery.Machine, error) {
-			return &recovery.Machine{Host: host.Host{Machine: hw.Machine{Mounts: c, Mapper: c}}, Keeper: c}, nil
+			return &recovery.Machine{Host: host.Host{Given: host.Given{Machine: hw.Machine{Mounts: c, Mapper: c}}}, Keeper: c}, nil
 		}
 	}
 	commandtest.Use(t, cmd(machine(nil)))

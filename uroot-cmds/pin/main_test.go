@@ -58,7 +58,7 @@ func TestRequest(t *testing.T) {
 			}
 		}
 		machine := func() (*recovery.Machine, error) {
-			return &recovery.Machine{Host: host.Host{Root: root, Variables: vars}}, nil
+			return &recovery.Machine{Host: host.Host{Given: host.Given{Root: root, Variables: vars}}}, nil
 		}
 		code, out, errs := commandtest.Run(cmd(machine), c.args...)
 		if code != c.code || string(vars[nextboot.Variable]) != c.want || !strings.Contains(errs, c.err) || (code == 0) != strings.Contains(out, "The next start asks") {

@@ -22,7 +22,9 @@ func TestUse(t *testing.T) { commandtest.UseAtConsole(t, cmd) }
 func TestRequest(t *testing.T) {
 	root := t.TempDir()
 	name := filepath.Join(root, "var/lib/halogen", keynote.Name)
-	machine := func() (*recovery.Machine, error) { return &recovery.Machine{Host: host.Host{Root: root}}, nil }
+	machine := func() (*recovery.Machine, error) {
+		return &recovery.Machine{Host: host.Host{Given: host.Given{Root: root}}}, nil
+	}
 	terminal := func() (hw.Console, error) {
 		t.Error("it asks at a terminal")
 		return nil, os.ErrInvalid

@@ -75,7 +75,7 @@ func TestRequest(t *testing.T) {
 			}
 		}
 		machine := func() (*recovery.Machine, error) {
-			return &recovery.Machine{Host: host.Host{Root: root, Variables: vars}, Keeper: locked{}}, nil
+			return &recovery.Machine{Host: host.Host{Given: host.Given{Root: root, Variables: vars}}, Keeper: locked{}}, nil
 		}
 		code, _, errs := commandtest.Run(cmd(machine, func() (hw.Console, error) { return nobody{}, nil }, untold), c.args...)
 		if code != c.code || string(vars[nextboot.Variable]) != c.want || !strings.Contains(errs, c.err) {

@@ -49,7 +49,7 @@ func TestUse(t *testing.T) {
 	vars := variables{written: map[string]string{}}
 	elsewhere, shared := filepath.Join(t.TempDir(), "no-initramfs"), t.TempDir()
 	machine := func() (*recovery.Machine, error) {
-		return &recovery.Machine{Host: host.Host{Root: elsewhere, Variables: vars}}, nil
+		return &recovery.Machine{Host: host.Host{Given: host.Given{Root: elsewhere, Variables: vars}}}, nil
 	}
 	commandtest.Use(t, cmd(machine, terminals, shared))
 	if code, _, errs := commandtest.Run(cmd(machine, terminals, shared), "--yes"); code != 2 || !strings.HasSuffix(errs, help) || len(vars.written) > 0 {
@@ -89,7 +89,7 @@ func TestAtConsole(t *testing.T) {
 		t.Fatal(err)
 	}
 	machine := func() (*recovery.Machine, error) {
-		return &recovery.Machine{Host: host.Host{Root: root, Variables: vars}}, nil
+		return &recovery.Machine{Host: host.Host{Given: host.Given{Root: root, Variables: vars}}}, nil
 	}
 	fails := func() (hw.Console, error) { return nil, errors.New("not here") }
 	if code, _, errs := commandtest.Run(cmd(machine, fails, shared)); code != 1 || errs != "reset: not here\n" {

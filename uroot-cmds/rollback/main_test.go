@@ -54,7 +54,7 @@ func TestRollback(t *testing.T) {
 		take: func() (*recovery.Machine, error) {
 			m := esp.Hardware()
 			m.TPM = none{}
-			return &recovery.Machine{Host: host.Host{Machine: m}}, nil
+			return &recovery.Machine{Host: host.Host{Given: host.Given{Machine: m}}}, nil
 		},
 		terminal: func() (hw.Console, error) { return typist{answer: "n", asked: &asked}, nil },
 		note:     func(e journal.Entry) error { noted = append(noted, e); return nil },

@@ -36,7 +36,7 @@ func TestUse(t *testing.T) {
 	elsewhere := filepath.Join(t.TempDir(), "no-initramfs")
 	machine := func(open bool) func() (*recovery.Machine, error) {
 		return func() (*recovery.Machine, error) {
-			return &recovery.Machine{Host: host.Host{Root: elsewhere}, Keeper: kept{open: open}}, nil
+			return &recovery.Machine{Host: host.Host{Given: host.Given{Root: elsewhere}}, Keeper: kept{open: open}}, nil
 		}
 	}
 	commandtest.Use(t, cmd(machine(true), terminal))

@@ -36,7 +36,7 @@ func UseAtConsole(t *testing.T, cmd func(func() (*recovery.Machine, error), func
 		t.Fatal(err)
 	}
 	machine := func() (*recovery.Machine, error) {
-		return &recovery.Machine{Host: host.Host{Root: root}, Keeper: locked{}}, nil
+		return &recovery.Machine{Host: host.Host{Given: host.Given{Root: root}}, Keeper: locked{}}, nil
 	}
 	terminal := func() (hw.Console, error) { return nobody{}, nil }
 	whole := cmd(machine, terminal)

@@ -79,6 +79,14 @@ type Source struct {
 	UKI func() (io.ReadCloser, int64, error)
 }
 
+// offered is what a fetch knows of the patches from the running system.
+type offered struct {
+	table   *patch.Table // nil where there are none
+	asked   bool         // for the table
+	damaged []int64      // groups of it that are not what was signed, by their places
+	bytes   int64        // of it and its signature
+}
+
 // A Job is one release to be brought into one slot.
 type Job struct {
 	Server    server.Transport
@@ -98,11 +106,8 @@ type Job struct {
 
 	head    *archive.Head
 	index   *blockindex.Index
-	table   *patch.Table // of patches from the running system; nil where there are none
-	asked   bool         // for the table
-	damaged []int64      // groups of it that are not what was signed, by their places
-	tables  int64        // bytes of it and its signature
-	opened  *os.File     // that the index is read from
+	offered offered
+	opened  *os.File // that the index is read from
 	meter   meter
 	result  Result
 }

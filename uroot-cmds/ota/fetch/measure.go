@@ -54,7 +54,7 @@ func (j *Job) Measure(ctx context.Context) (Measured, error) {
 		m.Bytes += n
 	}
 	n, err := j.measure(ctx, release.ImageFile, j.System, j.imageSource(nil))
-	m.Bytes += n + j.tables // which Run asks for again
+	m.Bytes += n + j.offered.bytes // which Run asks for again
 	if !j.Found.Ranges && m.Bytes > 0 {
 		m.Bytes = j.head.ArchiveSize()
 	}

@@ -32,17 +32,17 @@ const (
 // It is opened where it is signed and of the two images at hand. One that is not is said,
 // and done without; so is one that does not come.
 func (j *Job) readPatches(ctx context.Context) {
-	if j.asked || !j.Found.Ranges || len(j.Found.Manifest) == 0 || j.Source == nil || j.Source.System == nil {
+	if j.offered.asked || !j.Found.Ranges || len(j.Found.Manifest) == 0 || j.Source == nil || j.Source.System == nil {
 		return
 	}
-	j.asked = true
+	j.offered.asked = true
 	within, cancel := context.WithTimeoutCause(ctx, longestTable, fmt.Errorf("the table of patches has not come within %s", longestTable))
 	defer cancel()
 	t, err := j.patches(within)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, server.ErrNotFound) {
 		j.note("the patches for this update are not used: %v", err)
 	}
-	j.table = t
+	j.offered.table = t
 }
 
 func (j *Job) patches(ctx context.Context) (*patch.Table, error) {
@@ -74,7 +74,7 @@ func (j *Job) patches(ctx context.Context) (*patch.Table, error) {
 func (j *Job) beside(ctx context.Context, name string, limit int64) ([]byte, error) {
 	b, err := server.Optional(j.Server).Get(ctx, j.besides(name), limit)
 	j.meter.fetched.Add(int64(len(b)))
-	j.tables += int64(len(b))
+	j.offered.bytes += int64(len(b))
 	return b, err
 }
 
@@ -86,10 +86,10 @@ func (j *Job) choosePatches(ctx context.Context, name string, plan *blockindex.P
 	if name != release.ImageFile || plan.Cost(maxGap, maxRange).Wanted == 0 {
 		return patch.Choice{}
 	}
-	if j.readPatches(ctx); j.table == nil {
+	if j.readPatches(ctx); j.offered.table == nil {
 		return patch.Choice{}
 	}
-	return j.table.Choose(plan, maxGap, maxRange)
+	return j.offered.table.Choose(plan, maxGap, maxRange)
 }
 
 // patch makes blocks of what the running system has, by the patches that are worth it. What
@@ -107,7 +107,7 @@ func (j *Job) patch(ctx context.Context, part *blockindex.Part, plan *blockindex
 	s := j.step(Patching, part.String(), int64(c.Blocks)*blockindex.BlockSize)
 	p := &patching{job: j, part: part, plan: plan, to: to, step: s, server: server.Optional(j.Server), hasher: blockindex.NewHasher(j.head.Release.Salt)}
 	for i, g := range c.Groups {
-		if slices.Contains(j.damaged, g.Offset) { // as another part has seen
+		if slices.Contains(j.offered.damaged, g.Offset) { // as another part has seen
 			g.Mark(plan, false)
 			continue
 		}
@@ -121,13 +121,13 @@ func (j *Job) patch(ctx context.Context, part *blockindex.Part, plan *blockindex
 		case errors.Is(err, errWriting):
 			return err
 		case errors.Is(err, patch.ErrDamaged):
-			j.damaged = append(j.damaged, g.Offset)
+			j.offered.damaged = append(j.offered.damaged, g.Offset)
 		}
-		if errors.Is(err, errNotGiven) || len(j.damaged) == maxDamaged {
+		if errors.Is(err, errNotGiven) || len(j.offered.damaged) == maxDamaged {
 			for _, g := range c.Groups[i:] {
 				g.Mark(plan, false)
 			}
-			j.table = nil
+			j.offered.table = nil
 			j.note("no more patches are used for this update: %v", err)
 			return nil
 		}
