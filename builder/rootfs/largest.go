@@ -21,22 +21,9 @@ type Usage struct {
 // that.
 func (t *Tree) Largest(n int) ([]Usage, error) {
 	sizes := make(map[string]int64)
-	seen := make(map[uint64]bool)
-	err := filepath.WalkDir(t.dir, func(file string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		stat := info.Sys().(*syscall.Stat_t)
-		if seen[stat.Ino] {
-			return nil
-		}
-		seen[stat.Ino] = stat.Nlink > 1
-		size := min(info.Size(), stat.Blocks*512)
-		for at := path.Dir(strings.TrimPrefix(file, t.dir+"/")); ; at = path.Dir(at) {
+	err := t.eachFile(func(name string, size, stored int64) error {
+		size = min(size, stored)
+		for at := path.Dir(name); ; at = path.Dir(at) {
 			sizes[at] += size
 			if at == "." {
 				return nil
@@ -63,6 +50,27 @@ func (t *Tree) Largest(n int) ([]Usage, error) {
 	}
 	slices.SortFunc(list, func(a, b Usage) int { return cmp.Or(cmp.Compare(b.Size, a.Size), cmp.Compare(a.Name, b.Name)) })
 	return list[:min(n, len(list))], nil
+}
+
+// eachFile calls do for each regular file of the tree, once for all its names, with its size
+// and how much of it is stored, in bytes.
+func (t *Tree) eachFile(do func(name string, size, stored int64) error) error {
+	seen := make(map[uint64]bool)
+	return filepath.WalkDir(t.dir, func(file string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		stat := info.Sys().(*syscall.Stat_t)
+		if seen[stat.Ino] {
+			return nil
+		}
+		seen[stat.Ino] = stat.Nlink > 1
+		return do(strings.TrimPrefix(file, t.dir+"/"), info.Size(), stat.Blocks*512)
+	})
 }
 
 // maxName is the longest name of a file in bytes, of Linux and of EROFS.

@@ -4,11 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -36,30 +33,17 @@ func CheckHoles(n int64) error {
 // Holes returns how many bytes of the tree's files are holes, and the file that has the
 // most of them; no name where there are none.
 func (t *Tree) Holes() (all int64, largest string, most int64, err error) {
-	seen := make(map[uint64]bool)
-	err = filepath.WalkDir(t.dir, func(file string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		stat := info.Sys().(*syscall.Stat_t)
-		if seen[stat.Ino] {
-			return nil
-		}
-		seen[stat.Ino] = stat.Nlink > 1
-		if info.Size()-stat.Blocks*512 < leastHoles {
+	err = t.eachFile(func(name string, size, stored int64) error {
+		if size-stored < leastHoles {
 			return nil
 		}
 		// Fewer blocks than bytes may also be a file system that compresses.
-		hole, err := holesOf(file, info.Size())
+		hole, err := holesOf(filepath.Join(t.dir, name), size)
 		if err != nil {
 			return err
 		}
 		if all += hole; hole > most {
-			largest, most = strings.TrimPrefix(file, t.dir+"/"), hole
+			largest, most = name, hole
 		}
 		return nil
 	})

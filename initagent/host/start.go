@@ -72,13 +72,18 @@ func (h *Host) startOf(boot policy.Boot, running *rootpart.Image) (*rootpart.Sta
 	return rootpart.NewStart(log, boot, running, managers, rootpart.Enforces(h.FirmwareKeys)), nil
 }
 
+// toldAndNow are ToldBoot, and this boot as the TPM has it now.
+func (h *Host) toldAndNow() (told, now policy.Boot, err error) {
+	if told, err = h.ToldBoot(); err != nil {
+		return told, now, err
+	}
+	now, err = h.Chip.TPM.Now()
+	return told, now, err
+}
+
 // ToldStart is startOf of the running boot, once it was unlocked.
 func (h *Host) ToldStart() (*rootpart.Start, error) {
-	boot, err := h.ToldBoot()
-	if err != nil {
-		return nil, err
-	}
-	now, err := h.Chip.TPM.Now()
+	boot, now, err := h.toldAndNow()
 	if err != nil {
 		return nil, err
 	}
@@ -117,11 +122,7 @@ func (h *Host) Expected() (*rootpart.Start, error) {
 	if err != nil {
 		return nil, err
 	}
-	told, err := h.ToldBoot()
-	if err != nil {
-		return nil, err
-	}
-	now, err := h.Chip.TPM.Now()
+	told, now, err := h.toldAndNow()
 	if err != nil {
 		return nil, err
 	}
@@ -143,11 +144,7 @@ func (h *Host) Expected() (*rootpart.Start, error) {
 // can explain is not accepted. And nothing from outside the UKI is, whatever the
 // owner says.
 func (h *Host) Measured() (*rootpart.Start, error) {
-	told, err := h.ToldBoot()
-	if err != nil {
-		return nil, err
-	}
-	now, err := h.Chip.TPM.Now()
+	told, now, err := h.toldAndNow()
 	if err != nil {
 		return nil, err
 	}
