@@ -36,7 +36,7 @@ func foreign() []menu {
 		{[]string{"os_1.efi", "os_2+2-2147483647.efi"}, "os_2+2-2147483647.efi", "os_2+1-2147483647.efi"},
 		{[]string{"os_1.efi", "os_2+03.efi"}, "os_2+03.efi", "os_2+2-1.efi"},
 		{[]string{"os_1.efi", "os_2+0-0.efi"}, "os_1.efi", "os_1.efi"},
-		// What is no number counts nothing: these are as good as blessed.
+		// What is not a number counts nothing: these are as good as blessed.
 		{[]string{"os_1.efi", "os_2+.efi"}, "os_2+.efi", "os_2+.efi"},
 		{[]string{"os_1.efi", "os_2+-1.efi"}, "os_2+-1.efi", "os_2+-1.efi"},
 		{[]string{"os_1.efi", "os_2+x.efi"}, "os_2+x.efi", "os_2+x.efi"},
@@ -199,7 +199,7 @@ func menuNames(t *testing.T, disk string) []string {
 // By the UEFI specification's tables (2.10, sections 4.3, 4.4, 12.4): the system table
 // comes in RDX, with ConOut at 0x40 and the boot services at 0x60; OutputString is
 // ConOut's second function; of the boot services CheckEvent is at 0x78 and Stall at
-// 0xf8. CheckEvent refuses whatever is no event, which makes it a Stall of no length.
+// 0xf8. CheckEvent refuses whatever is not an event, which makes it a Stall of no length.
 func teller(line, version string) []byte {
 	code := []byte{
 		0x48, 0x83, 0xec, 0x28, // sub rsp, 0x28

@@ -45,7 +45,7 @@ func openFAT(t testing.TB, s vm.State) *espFAT {
 	le := binary.LittleEndian
 	f.reserved, f.size = int64(le.Uint16(f.boot[14:])), int64(le.Uint32(f.boot[36:]))
 	if le.Uint16(f.boot[11:]) != fatSector || f.boot[16] != 2 || le.Uint16(f.boot[48:]) != infoSector || string(f.boot[82:87]) != "FAT32" {
-		t.Fatalf("the ESP is no FAT32 with two tables: % x", f.boot[:90])
+		t.Fatalf("the ESP is not FAT32 with two tables: % x", f.boot[:90])
 	}
 	f.clusters = int((int64(le.Uint32(f.boot[32:])) - f.reserved - 2*f.size) / int64(f.boot[13]))
 	return f

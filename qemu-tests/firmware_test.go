@@ -44,7 +44,7 @@ func readFirmwareVars(path string) (*firmwareVars, error) {
 		return nil, err
 	}
 	if len(raw) < volumeHeader+storeHeader || raw[volumeHeader+20] != 0x5a {
-		return nil, fmt.Errorf("%s is no variable store", path)
+		return nil, fmt.Errorf("%s is not a variable store", path)
 	}
 	size := int(binary.LittleEndian.Uint32(raw[volumeHeader+16:]))
 	if size > len(raw)-volumeHeader {

@@ -131,7 +131,7 @@ func screenText(text string) *regexp.Regexp {
 	return regexp.MustCompile(strings.ReplaceAll(regexp.QuoteMeta(text), " ", " *"))
 }
 
-// send types keys that are no line, once the program has seen to its terminal.
+// send types keys that are not a line, once the program has seen to its terminal.
 func (g *Guest) send(keys string) {
 	g.t.Helper()
 	time.Sleep(time.Second)

@@ -414,7 +414,7 @@ func (g *Guest) expectConsole() (devices []string) {
 func (g *Guest) expectDevices() (devices []string) {
 	g.t.Helper()
 	g.Expect(`\$ `)
-	// Where there is none the pattern is no word, and cat would wait for input.
+	// Where there is none the pattern is not a word, and cat would wait for input.
 	return strings.Fields(g.command("echo devices: $(cat /dev/null /sys/block/dm-*/dm/name) end", `(?m)^devices: (.*)end`)[1])
 }
 

@@ -80,7 +80,7 @@ func borrowSlot(t testing.TB, cost int) (giveBack func()) {
 	if s := os.Getenv("HALOGEN_MACHINES"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 {
-			t.Fatalf("HALOGEN_MACHINES=%q is no number of machines", s)
+			t.Fatalf("HALOGEN_MACHINES=%q is not a number of machines", s)
 		}
 		count = n
 	}

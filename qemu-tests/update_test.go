@@ -208,7 +208,7 @@ func TestNextUpdate(t *testing.T) {
 	g.bringBack(first)
 }
 
-// checkPackages compares Debian's list of packages with version 1's. It is no failure
+// checkPackages compares Debian's list of packages with version 1's. It is not a failure
 // when the package archive has no updates just now, as after a point release: then
 // what is fetched says little of what an update costs, and the log says so.
 func (g *Guest) checkPackages() {

@@ -23,7 +23,7 @@ const MaxHead = maxHead + maxHead/maxStored*storedHead + 64<<10
 const maxHead = release.MaxSize + MaxSignature + 6*block // bytes unpacked
 
 // ErrForeign is wrapped where an archive does not even start as a release's.
-var ErrForeign = errors.New("it is no release's archive ('halogen release archive' makes one of a build; tar and gzip alone do not)")
+var ErrForeign = errors.New("it is not a release's archive ('halogen release archive' makes one of a build; tar and gzip alone do not)")
 
 // A Head is the beginning of an archive: what it holds, and where.
 type Head struct {

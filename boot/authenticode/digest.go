@@ -36,7 +36,7 @@ func Digest(image []byte) ([sha256.Size]byte, error) {
 }
 
 // Measured returns the SHA-256 PE hash as EDK2 measures an image into PCR 4. It is
-// Digest but for an unsigned image whose size is no multiple of 8: no zeros follow.
+// Digest but for an unsigned image whose size is not a multiple of 8: no zeros follow.
 func Measured(image []byte) ([sha256.Size]byte, error) {
 	file, err := parse(image)
 	if err != nil {

@@ -253,7 +253,7 @@ func parseCertificates(list cryptobyte.String) ([]*x509.Certificate, error) {
 	for !list.Empty() {
 		var der cryptobyte.String
 		if !list.ReadASN1Element(&der, asn1.SEQUENCE) || len(certs) == most {
-			return nil, malformed(fmt.Sprintf("certificates that are no certificates, or more than %d", most))
+			return nil, malformed(fmt.Sprintf("certificates that are not certificates, or more than %d", most))
 		}
 		cert, err := x509.ParseCertificate(der)
 		if err != nil {

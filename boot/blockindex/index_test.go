@@ -260,7 +260,7 @@ func TestChanged(t *testing.T) {
 		}
 		lying[at] ^= 1
 	}
-	lying[0]++ // which is no index, but above all not the one
+	lying[0]++ // which is not an index, but above all not the one
 	if _, err := Open(r, sum[:], places, 30); !errors.Is(err, ErrOther) {
 		t.Errorf("another file: %v", err)
 	}

@@ -148,7 +148,7 @@ func (p *Plan) HaveFile(f *File, first int) error {
 			return err
 		}
 		start, end := part.BlockSpan()
-		// A part of a block at a file's end is no source.
+		// A part of a block at a file's end is not a source.
 		for i := start; i < min(end, int(f.Size/BlockSize)); i++ {
 			p.Have(first+i, part.Hash(i))
 		}
@@ -185,7 +185,7 @@ func (p *Plan) HaveContent(ctx context.Context, source io.ReaderAt, size int64, 
 	}
 	h := NewHasher(salt)
 	return pieces(ctx, source, size, func(at int64, b []byte) {
-		b = b[:len(b)/BlockSize*BlockSize] // a part of a block is no source
+		b = b[:len(b)/BlockSize*BlockSize] // a part of a block is not a source
 		for n, sum := range h.All(b) {
 			p.Have(int(at/BlockSize)+n, sum)
 		}

@@ -101,7 +101,7 @@ func table(s State, f Facts) (Step, bool) {
 		if f.Came(Heal) == NotTried {
 			return Step{Heal, "one copy of the partition table is damaged; the other is good"}, true
 		}
-		// A table that cannot be written back is no reason not to boot.
+		// A table that cannot be written back is not a reason not to boot.
 	case TableNew:
 		switch {
 		case f.Epoch < s.Floor:

@@ -279,7 +279,7 @@ func TestEveryBootEnds(t *testing.T) {
 func TestNothingAfterMountState(t *testing.T) {
 	for name, set := range flags {
 		if slices.Contains([]string{"console-asked", "planted-gone", "trial", "fallback", "tree-named", "no-tpm"}, name) {
-			continue // what ends a boot, or is no request
+			continue // what ends a boot, or is not a request
 		}
 		s := State{Table: TableComplete, Keys: KeysEnrolled, Root: RootOpen, Booted: layout.SlotA, TreeNamed: true}
 		f := Facts{SecureBoot: contract.Required, TPM: contract.Required, TPMPresent: true}

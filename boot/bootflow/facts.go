@@ -93,7 +93,7 @@ type Facts struct {
 	// opened in this one, before anything is unsealed; "" when it does not.
 	Noted string
 	// Answered: somebody was at the prompt for the recovery key, and wants the console; or
-	// only the PIN is wanting, which is no failure of the system's.
+	// only the PIN is wanting, which is not a failure of the system's.
 	Answered bool
 	// Released: a secret of this machine is or was in memory in this boot. The TPM
 	// has released it, somebody has typed it, or it was made. No shell may follow.

@@ -136,7 +136,7 @@ func TestVerifyRefuses(t *testing.T) {
 		{"debug mode", signed(t, s, reporttest.Boot(7).Event(pcr.SecureBoot, pcr.EventEFIAction, []byte("UEFI Debug Mode")), nil), `the firmware says "UEFI Debug Mode"`},
 		{"no DMA protection", signed(t, s, reporttest.Boot(7).Event(pcr.SecureBoot, pcr.EventAction, []byte("DMA Protection Disabled")), nil), `"DMA Protection Disabled"`},
 		{"others' keys", signed(t, s, keys(true, reporttest.Owner, stranger), nil), "not the firmware's owner's"},
-		{"an authority more, of the owner's", signed(t, s, keys(true, reporttest.Owner, stranger).Authority(reporttest.Owner), nil), "no entry of the db that was measured"},
+		{"an authority more, of the owner's", signed(t, s, keys(true, reporttest.Owner, stranger).Authority(reporttest.Owner), nil), "not an entry of the db that was measured"},
 		{"an authority twice", signed(t, s, reporttest.Boot(7).Authority(reporttest.Owner), nil), "measured twice"},
 		{"an authority before the lists", signed(t, s, reporttest.NewLog().Authority(reporttest.Owner).Keys(true, reporttest.Owner, reporttest.Owner).Program(manager).Program(image), nil), "before SecureBoot was measured"},
 		{"a program before", signed(t, s, reporttest.NewLog().Keys(true, reporttest.Owner, reporttest.Owner).Program(shell).Program(manager).Program(image), nil), "before the UKI ran what release 7 does not have: " + shell.String()},
@@ -282,7 +282,7 @@ func TestStatementIsStable(t *testing.T) {
 	}
 	s.Reason = "\xff"
 	if _, err := s.Qualifier(); err == nil {
-		t.Error("a reason that is no UTF-8 was taken")
+		t.Error("a reason that is not UTF-8 was taken")
 	}
 }
 

@@ -72,7 +72,7 @@ func readKey(public []byte) (key *ecdsa.PublicKey, err error) {
 	}
 	key = &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int).SetBytes(point.X.Buffer), Y: new(big.Int).SetBytes(point.Y.Buffer)}
 	if _, err := key.ECDH(); err != nil { // which a point that is not on the curve has none for
-		return nil, fmt.Errorf("it is no point of P-256: %w", err)
+		return nil, fmt.Errorf("it is not a point of P-256: %w", err)
 	}
 	return key, nil
 }

@@ -351,7 +351,7 @@ func checkKernel(ran pcr.Digest, image *uki.Image) error {
 	kernel, _ := image.Section(".linux")
 	want, err := authenticode.Measured(kernel)
 	if err != nil {
-		return fmt.Errorf("PCR 4: %s ran after the UKI, whose kernel is no EFI program: %w", ran, err)
+		return fmt.Errorf("PCR 4: %s ran after the UKI, whose kernel is not an EFI program: %w", ran, err)
 	}
 	if ran != want {
 		return fmt.Errorf("PCR 4: %s ran after the UKI, which is not its kernel (%s)", ran, pcr.Digest(want))

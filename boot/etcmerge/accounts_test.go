@@ -56,7 +56,7 @@ func TestAccounts(t *testing.T) {
 		{"a directory service", "passwd", root, root + pg, root + "+::::::\n", root + pg + "+::::::\n", "", ""},
 		{"lines that nobody understands", "passwd", root, root + "# new\nbad\n" + pg, "# here\n" + root + "x:y\n\n", "# here\n" + root + "x:y\n\n" + pg, "", ""},
 		{"no last line feed", "passwd", root, root + pg, root + "alice:x:1000:1000:::", root + "alice:x:1000:1000:::\n" + pg, "", ""},
-		{"a name that is no text", "passwd", root, root + pg, root + "\xff:x:1:1:::\n", root + "\xff:x:1:1:::\n" + pg, "", ""},
+		{"a name that is not text", "passwd", root, root + pg, root + "\xff:x:1:1:::\n", root + "\xff:x:1:1:::\n" + pg, "", ""},
 
 		{"members of both", "group", groups + "audio:x:29:a,b,c\n", groups + "audio:x:29:a,b,d\n", groups + "audio:x:29:alice,b,c\n", groups + "audio:x:29:alice,b,d\n", "", ""},
 		{"members here", "group", groups, groups + pgGroup, "root:x:0:\nsudo:x:27:alice\n", "root:x:0:\nsudo:x:27:alice\n" + pgGroup, "", ""},

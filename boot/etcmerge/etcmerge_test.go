@@ -331,7 +331,7 @@ func TestSignedContent(t *testing.T) {
 }
 
 // The machine ID is the machine's: what the image does to the file that a first boot fills
-// in is no conflict. FAULTS 107
+// in is not a conflict. FAULTS 107
 func TestMachineID(t *testing.T) {
 	empty, unset, none := memory{"machine-id": text("")}, memory{"machine-id": text("uninitialized\n")}, memory{}
 	for name, c := range map[string]struct {

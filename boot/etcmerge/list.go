@@ -79,7 +79,7 @@ type LeftOut struct {
 	Reason string `json:"reason"`
 	// Since is the release whose first start left it out.
 	Since contract.Version `json:"since"`
-	// Lasts: it is no event but a state, which each first start finds again for as long as
+	// Lasts: it is not an event but a state, which each first start finds again for as long as
 	// it is so.
 	Lasts bool `json:"lasts,omitempty"`
 	// Kept: somebody has seen it.

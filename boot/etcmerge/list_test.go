@@ -243,7 +243,7 @@ func TestListIsPrivate(t *testing.T) {
 	}
 }
 
-// An old list that cannot be read is no reason not to start, but it is said.
+// An old list that cannot be read is not a reason not to start, but it is said.
 func TestOldListCannotBeRead(t *testing.T) {
 	for name, n := range map[string]node{
 		"no JSON":                         text("x"),

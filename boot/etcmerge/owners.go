@@ -158,7 +158,7 @@ func (p *planner) noteLost(t *file, made *Entry) {
 
 // asHere is this machine's copy of a file of an image's with the owners that the image's has
 // here: the copy may have been made while the image's numbers still stood. What differs
-// from the image's is no copy: its owner is the one who has the number here. Where the upper
+// from the image's is not a copy: its owner is the one who has the number here. Where the upper
 // directory was over several images, a file may have another content.
 func (r *reader) asHere(image, ours *file) (*Entry, error) {
 	if image == nil || image.raw == image.Entry || image.Type != ours.Type || !metadataOf(image.raw).equal(metadataOf(ours.Entry)) {

@@ -387,7 +387,7 @@ func checkShown(t *testing.T, people []Person, image, passwd, group records) {
 	}
 }
 
-// An image without some of the files, or with none, is no obstacle.
+// An image without some of the files, or with none, is not an obstacle.
 func TestPlanPeopleBare(t *testing.T) {
 	kept, _ := PeopleOf(machineFiles())
 	image := memory{"motd": text("x")}

@@ -39,7 +39,7 @@ type planner struct {
 	leftOut  []LeftOut  // of the old list
 	room     *room      // for a list that the plan does not write
 	accounts map[string]account
-	notText  map[string]bool // account files of this machine's that are no text
+	notText  map[string]bool // account files of this machine's that are not text
 	owners   owners
 	lost     map[string]bool // what noteLost has said
 	budget   budget

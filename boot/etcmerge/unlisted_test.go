@@ -53,7 +53,7 @@ func TestLeaveOutMovesAside(t *testing.T) {
 	}
 }
 
-// An account file that is no text is not merged by entry, no matter who changed it, and the list says why.
+// An account file that is not text is not merged by entry, no matter who changed it, and the list says why.
 func TestAccountFileWithControlCharacters(t *testing.T) {
 	base, theirs := memory{"passwd": text("root:x:0:0::/:/bin/sh\n")}, memory{"passwd": text("root:x:0:0::/:/bin/sh\nd:x:2:2::/:/bin/false\n")}
 	upper := memory{"passwd": text("root:x:0:0::/:/bin/sh\nme:x:1000:1000:\x07:/home/me:/bin/sh\n")}

@@ -149,7 +149,7 @@ func (f *formatter) writeFAT(start int64, runs []*node) error {
 		at, buf = at+piece, buf[:0]
 		return err
 	}
-	// The first two entries are no clusters': media type, and the flags of a
+	// The first two entries are not clusters': media type, and the flags of a
 	// volume that was cleanly unmounted without errors, which are ones.
 	err := errors.Join(add(entryMask&^0xff|mediaFixed), add(endOfChain))
 	for _, n := range runs {

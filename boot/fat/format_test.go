@@ -41,7 +41,7 @@ func noise(seed string, n int) []byte {
 	return b
 }
 
-// sampleFiles has what is hard: names that are no short names, that become the
+// sampleFiles has what is hard: names that are not short names, that become the
 // same short name, empty files, files that end with a cluster, a directory of
 // several clusters, deep directories, and an empty one.
 func sampleFiles() map[string]int {

@@ -115,7 +115,7 @@ func (f *FS) setGeometry(b *bootSector) error {
 	system := g.reserved + g.fats*g.fatSectors
 	clusters := (g.sectors - system) / g.clusterSectors
 	if clusters < 1 || clusters > maxClusters || (clusters+firstCluster)*4 > g.fatSectors*g.sectorSize {
-		return fmt.Errorf("%d sectors, of which %d are no clusters, do not fit FATs of %d sectors", g.sectors, system, g.fatSectors)
+		return fmt.Errorf("%d sectors, of which %d are not clusters, do not fit FATs of %d sectors", g.sectors, system, g.fatSectors)
 	}
 	g.clusters = uint32(clusters)
 	if f.root = b.RootCluster; !g.has(f.root) {
@@ -150,7 +150,7 @@ func (f *FS) entry(c uint32) (uint32, error) {
 	return binary.LittleEndian.Uint32(f.page[at-page:]) & entryMask, nil
 }
 
-// readFull fills p; reaching the end with it is no error.
+// readFull fills p; reaching the end with it is not an error.
 func readFull(r io.ReaderAt, p []byte, off int64) error {
 	n, err := r.ReadAt(p, off)
 	if n == len(p) {

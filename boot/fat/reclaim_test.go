@@ -43,7 +43,7 @@ func TestClusters(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
-	// Room that was reserved behind the end is no damage.
+	// Room that was reserved behind the end is not damage.
 	setEntry(t, d, 10, 60)
 	setEntry(t, d, 60, minEnd)
 	if got, err := mustOpen(t, d).Clusters("long name.conf"); err != nil || !slices.Equal(got, []uint32{9, 10, 60}) {

@@ -130,7 +130,7 @@ func parseEntries(array []byte, size uint32) ([]Partition, error) {
 }
 
 // unusual are the entries that encode would write otherwise: text behind a name's end, and
-// code units that are no text.
+// code units that are not text.
 func unusual(array []byte, size uint32, partitions []Partition) map[int][entrySize]byte {
 	var raw map[int][entrySize]byte
 	for _, p := range partitions {

@@ -166,7 +166,7 @@ func readSectors(r io.ReaderAt, p []byte, lba uint64) error {
 	return readBytes(r, p, int64(lba)*int64(len(p)))
 }
 
-// readBytes fills p, or fails: io.EOF with all bytes read is no failure.
+// readBytes fills p, or fails: io.EOF with all bytes read is not a failure.
 func readBytes(r io.ReaderAt, p []byte, off int64) error {
 	n, err := r.ReadAt(p, off)
 	if n == len(p) {

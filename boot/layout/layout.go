@@ -28,7 +28,7 @@ var Slots = [...]Slot{SlotA, SlotB}
 // Valid reports whether s is A or B.
 func (s Slot) Valid() bool { return s == SlotA || s == SlotB }
 
-// Other returns the slot that s is not. The other of no slot is no slot.
+// Other returns the slot that s is not. The other of no slot is not a slot.
 func (s Slot) Other() Slot {
 	switch s {
 	case SlotA:

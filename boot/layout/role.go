@@ -31,7 +31,7 @@ const (
 // for its own. The specification defines the bit for the types of root and verity partitions
 // and not for an ESP, nor for LUKS without a purpose, which nothing mounts by itself; and of
 // these bits only the owner of a type may say what they mean (UEFI 2.10, table 5-8).
-// Partitions of earlier releases lack it, and it is no mark: nothing is found by it.
+// Partitions of earlier releases lack it, and it is not a mark: nothing is found by it.
 const NoAuto = 1 << 63
 
 // marks are the GPT label and type by which a partition of each role is known.

@@ -59,7 +59,7 @@ func validUUID(s string) bool {
 //
 // Power cuts. The old header and all old key material are overwritten and
 // synced first, then the new material, then the header in two copies: until
-// the first of them is whole the device is no LUKS volume, and from then on it
+// the first of them is whole the device is not a LUKS volume, and from then on it
 // is one that opens. Formatting starts over after a cut.
 func Format(rand io.Reader, d block.Device, o Options, edit func(c *Change, volumeKey []byte) error) (*Header, []byte, error) {
 	if err := o.validate(); err != nil {

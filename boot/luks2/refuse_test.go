@@ -136,7 +136,7 @@ func TestOpenRefusesMetadata(t *testing.T) {
 		{"argon2 on 256 CPUs", in(256, "keyslots", "1", "kdf", "cpus"), "256"},
 		{"no salt", in("", "keyslots", "0", "kdf", "salt"), "salt"},
 		{"salt of 65 bytes", in(make([]byte, 65), "keyslots", "0", "kdf", "salt"), "salt"},
-		{"salt that is no base64", in("*", "keyslots", "0", "kdf", "salt"), "base64"},
+		{"salt that is not base64", in("*", "keyslots", "0", "kdf", "salt"), "base64"},
 		{"no digest", in(map[string]any{}, "digests"), "0 digests"},
 		{"null digest", in(nil, "digests", "0"), "digest 0"},
 		{"second digest", func(m map[string]any) { object(m, "digests")["1"] = object(m, "digests", "0") }, "2 digests"},
@@ -245,7 +245,7 @@ func TestOpenRefusesBinaryHeader(t *testing.T) {
 		"last sequence":         {func(b []byte) { copy(b[offSeq:], bytes.Repeat([]byte{0xff}, 8)) }, ErrUnsupported},
 		"label without end":     {func(b []byte) { copy(b[offLabel:], strings.Repeat("l", labelSize)) }, ErrUnsupported},
 		"escape in label":       {func(b []byte) { copy(b[offLabel:], "\x1b[2J") }, ErrUnsupported},
-		"UUID that is no text":  {func(b []byte) { b[offUUID] = 0xff }, ErrUnsupported},
+		"UUID that is not text": {func(b []byte) { b[offUUID] = 0xff }, ErrUnsupported},
 		"JSON without end":      {func(b []byte) { copy(b[binarySize:], strings.Repeat(" ", headerSize-binarySize)) }, ErrUnsupported},
 		"something behind JSON": {func(b []byte) { b[len(b)-1] = 1 }, ErrUnsupported},
 	}

@@ -87,7 +87,7 @@ func (s *Set) addArchive(data []byte) error {
 		return err
 	}
 	if len(others) > 0 {
-		return fmt.Errorf("has %q, which is no microcode", others[0])
+		return fmt.Errorf("has %q, which is not microcode", others[0])
 	}
 	for _, v := range Vendors() {
 		if err := s.Merge(found, v); err != nil {

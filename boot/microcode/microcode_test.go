@@ -264,7 +264,7 @@ func TestRefuses(t *testing.T) {
 		"AMD stranger":      {change(amd, 12+32+8+24, 0x2000), "number 0x2000, which the table gives no processor"},
 		"AMD then others":   {append(slices.Clone(amd), 7), "container 2, at byte"},
 		"archive cut":       {packed[:1000], "and the archive ends at 1000"},
-		"archive of others": {nothing(t), `has "x", which is no microcode`},
+		"archive of others": {nothing(t), `has "x", which is not microcode`},
 		"archive, damaged":  {change(packed, len(packed)-300, 1), "GenuineIntel.bin is not microcode of Intel's"},
 		"archive's header":  {[]byte("070701000000"), "has 12 bytes, its header has 110"},
 		"archive's field":   {append([]byte("070701 000000"), make([]byte, 200)...), "want a hexadecimal number"},

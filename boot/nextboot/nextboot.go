@@ -143,7 +143,7 @@ func (r Request) Encode() ([]byte, error) {
 	return text, nil
 }
 
-// Parse reads a variable's content. An error is no reason to stop a boot.
+// Parse reads a variable's content. An error is not a reason to stop a boot.
 func Parse(text []byte) (Request, error) {
 	if len(text) > MaxSize {
 		return Request{}, fmt.Errorf("request of the boot before: %d bytes, more than %d", len(text), MaxSize)

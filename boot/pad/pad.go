@@ -70,7 +70,7 @@ type Pad struct {
 	arrows      bool // moved by the arrows of a keyboard, whose Enter chooses then
 }
 
-// ForLine returns the pad for answers that are no recovery key. It is not shown.
+// ForLine returns the pad for answers that are not a recovery key. It is not shown.
 func ForLine() Pad { return Pad{line: true} }
 
 // rows are the pad's cells.

@@ -152,15 +152,15 @@ func TestWrongSteps(t *testing.T) {
 		fresh int
 		want  string
 	}{
-		"too much":               {[]Copy{{Add: size, New: 1}}, size, 1, "are left"},
-		"behind the old extent":  {[]Copy{{Seek: 5}, {Add: size}}, size, 0, "a step of 8192 bytes from byte 5"},
-		"before the old extent":  {[]Copy{{Add: 1, Seek: -2}, {Add: size - 1}}, size, 0, "a step to byte -1"},
-		"far behind it":          {[]Copy{{Seek: size + 1}, {New: size}}, 0, size, "a step to byte"},
-		"too few steps":          {[]Copy{{Add: 5}}, 5, 0, "ends early"},
-		"too many steps":         {[]Copy{{Add: size}, {Add: 1}}, size + 1, 0, "follow"},
-		"too few differences":    {[]Copy{{Add: size}}, size - 1, 0, "unpack"},
-		"too few that are new":   {[]Copy{{New: size}}, 0, 10, "unpack"},
-		"a step that is no step": {[]Copy{{Add: size + BlockSize}}, size, 0, "ends early"},
+		"too much":                  {[]Copy{{Add: size, New: 1}}, size, 1, "are left"},
+		"behind the old extent":     {[]Copy{{Seek: 5}, {Add: size}}, size, 0, "a step of 8192 bytes from byte 5"},
+		"before the old extent":     {[]Copy{{Add: 1, Seek: -2}, {Add: size - 1}}, size, 0, "a step to byte -1"},
+		"far behind it":             {[]Copy{{Seek: size + 1}, {New: size}}, 0, size, "a step to byte"},
+		"too few steps":             {[]Copy{{Add: 5}}, 5, 0, "ends early"},
+		"too many steps":            {[]Copy{{Add: size}, {Add: 1}}, size + 1, 0, "follow"},
+		"too few differences":       {[]Copy{{Add: size}}, size - 1, 0, "unpack"},
+		"too few that are new":      {[]Copy{{New: size}}, 0, 10, "unpack"},
+		"a step that is not a step": {[]Copy{{Add: size + BlockSize}}, size, 0, "ends early"},
 	} {
 		var b Builder
 		b.Add(e, c.steps, make([]byte, c.added), make([]byte, c.fresh))

@@ -233,7 +233,7 @@ func (e Event) quoted() string {
 	return fmt.Sprintf("of %d bytes, %x", len(b), b)
 }
 
-// notText reports whether a character is none of text's; with U+FFFD it is no UTF-8.
+// notText reports whether a character is none of text's; with U+FFFD it is not UTF-8.
 func notText(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) && !unicode.IsSpace(r) }
 
 // guid is the usual form of a GUID whose first three fields are little-endian.

@@ -95,7 +95,7 @@ func (k *MeasuredKeys) takeAuthority(entry []byte, seen map[string]bool) error {
 		return fmt.Errorf("db: %w", err)
 	}
 	if !slices.ContainsFunc(db, func(e secureboot.Entry) bool { return bytes.Equal(e.SignatureData(), entry) }) {
-		return errors.New("an authority that is no entry of the db that was measured")
+		return errors.New("an authority that is not an entry of the db that was measured")
 	}
 	if contains(k.Authorities, entry) {
 		return errors.New("an authority is measured twice")
@@ -146,7 +146,7 @@ type Driver struct {
 }
 
 // MeasuredDrivers returns what may be a driver or an option ROM: all that was measured
-// into PCR 2 and is no mark of the firmware. It is true where PCR 2 is what a replay of
+// into PCR 2 and is not a mark of the firmware. It is true where PCR 2 is what a replay of
 // the log gives.
 func (l *Log) MeasuredDrivers() (all []Driver) {
 	for _, e := range l.measured(Drivers) {
@@ -178,7 +178,7 @@ func (l *Log) Returned(program Digest) bool {
 const maxAction = 200
 
 // harmless reports whether what was measured is a mark of the firmware and can be
-// nothing else: a program, a variable and a certificate have bytes that are no text,
+// nothing else: a program, a variable and a certificate have bytes that are not text,
 // and more than four of them.
 func (e Event) harmless() bool {
 	if !e.Stated() {

@@ -114,7 +114,7 @@ func describeDatabase(data []byte) string {
 	}
 	database, err := secureboot.ParseDatabase(data)
 	if err != nil {
-		return fmt.Sprintf("%d bytes that are no signature database", len(data))
+		return fmt.Sprintf("%d bytes that are not a signature database", len(data))
 	}
 	return describeEntries(database)
 }

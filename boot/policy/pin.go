@@ -36,7 +36,7 @@ const (
 	MaxPIN = 512
 )
 
-// Salt is what tells the same PIN on two machines apart. It is no secret.
+// Salt is what tells the same PIN on two machines apart. It is not a secret.
 type Salt [16]byte
 
 // MarshalText implements encoding.TextMarshaler.

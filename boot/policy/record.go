@@ -43,7 +43,7 @@ const (
 // RecordNewest is the newest version of the record that this program reads.
 const RecordNewest = recordVersion2
 
-// managerPolicy stands in a branch that is no boot: its version is [Record.Manager]. No
+// managerPolicy stands in a branch that is not a boot: its version is [Record.Manager]. No
 // session has this digest, which is that of a text. An initagent that does not know it
 // takes the branch for a system, and drops it once that system cannot be started.
 var managerPolicy = Digest(sha256.Sum256([]byte("halogen: the newest release that has put its boot manager in place")))
@@ -154,7 +154,7 @@ func (r *Record) Validate() error {
 	}
 	for i, b := range r.Branches {
 		if b.Policy == managerPolicy {
-			return fmt.Errorf("%w: version %d is no boot", ErrRecord, b.Version)
+			return fmt.Errorf("%w: version %d is not a boot", ErrRecord, b.Version)
 		}
 		if b.Version >= passingBit || b.Passing && !r.Programs {
 			return fmt.Errorf("%w: version %d, passing %v, cannot be encoded", ErrRecord, b.Version, b.Passing)

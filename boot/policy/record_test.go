@@ -194,7 +194,7 @@ func TestRecordManager(t *testing.T) {
 	}
 }
 
-// What makes room for the boot manager's branch is no system's only boot: of a fallback
+// What makes room for the boot manager's branch is not a system's only boot: of a fallback
 // with another stub nobody knows which of two is the real one.
 func TestRecordManagerRoom(t *testing.T) {
 	boots := func(from, n int) (out []Boot) {

@@ -175,7 +175,7 @@ func (s *Sealed) validateKind() error {
 		}
 		// TPM_HT_NV_INDEX is the handle's first byte (Part 2, 7.2).
 		if s.NVIndex>>24 != 0x01 || s.NVName == nil {
-			return fmt.Errorf("%w: %#x with name %v is no NV index", ErrSealed, s.NVIndex, s.NVName)
+			return fmt.Errorf("%w: %#x with name %v is not an NV index", ErrSealed, s.NVIndex, s.NVName)
 		}
 	case KindPCR:
 		if s.NVIndex != 0 || s.NVName != nil {

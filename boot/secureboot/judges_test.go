@@ -192,7 +192,7 @@ func TestOpenSSLAcceptsCertificates(t *testing.T) {
 	}
 }
 
-// go-uefi reads the updates and their databases. It is no judge of the
+// go-uefi reads the updates and their databases. It is not a judge of the
 // signature: it never compares the digest.
 func TestGoUEFIReadsOurs(t *testing.T) {
 	k, other := testSets(t)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -302,4 +303,13 @@ func TestListOfRevocations(t *testing.T) {
 			t.Errorf("an image of its own: %+v", l)
 		}
 	}
+}
+
+// sameKeys reports whether both hold the same keys, certificates and owner.
+func sameKeys(a, b *KeySet) bool {
+	theirs := b.roles()
+	return a.Owner == b.Owner && !slices.ContainsFunc([]int{0, 1, 2}, func(i int) bool {
+		x, y := a.roles()[i].pair, theirs[i].pair
+		return x.Key == nil || y.Key == nil || !x.Key.Equal(y.Key) || !bytes.Equal(x.Certificate.Raw, y.Certificate.Raw)
+	})
 }

@@ -94,15 +94,6 @@ func TestPairCheckRefuses(t *testing.T) {
 	}
 }
 
-// sameKeys reports whether both hold the same keys, certificates and owner.
-func sameKeys(a, b *KeySet) bool {
-	theirs := b.roles()
-	return a.Owner == b.Owner && !slices.ContainsFunc([]int{0, 1, 2}, func(i int) bool {
-		x, y := a.roles()[i].pair, theirs[i].pair
-		return x.Key == nil || y.Key == nil || !x.Key.Equal(y.Key) || !bytes.Equal(x.Certificate.Raw, y.Certificate.Raw)
-	})
-}
-
 func TestWrap(t *testing.T) {
 	k, _ := testSets(t)
 	key := [32]byte{1, 2, 3}

@@ -143,7 +143,7 @@ func parseList(b []byte) (entries []Entry, size int, err error) {
 	case kind == TypeSHA256 && each != uint32(guidSize)+sha256Size:
 		return nil, 0, fmt.Errorf("claims %d bytes for each SHA-256 hash, want %d", each, guidSize+sha256Size)
 	case (listSize-listHeader)%each != 0:
-		return nil, 0, fmt.Errorf("%d bytes of signatures are no multiple of %d", listSize-listHeader, each)
+		return nil, 0, fmt.Errorf("%d bytes of signatures are not a multiple of %d", listSize-listHeader, each)
 	}
 	for body := b[listHeader:listSize]; len(body) > 0; body = body[each:] {
 		entries = append(entries, Entry{Type: kind, Owner: guidFromDisk(body), Data: bytes.Clone(body[guidSize:each])})

@@ -59,7 +59,7 @@ func (w Wanted) Marshal() ([]byte, error) {
 func ParseWanted(b []byte) (Wanted, error) {
 	var w Wanted
 	if len(b) < len(wantedMagic) || string(b[:len(wantedMagic)]) != wantedMagic {
-		return w, errors.New("this is no list of wanted Secure Boot contents")
+		return w, errors.New("this is not a list of wanted Secure Boot contents")
 	}
 	b = b[len(wantedMagic):]
 	for i, d := range []*Database{&w.PK, &w.KEK, &w.DB, &w.DBX} {
@@ -88,7 +88,7 @@ func (k *KeySet) Update(v Variable, content Database, at time.Time) ([]byte, err
 	case DB, DBX:
 		signer = k.KEK
 	default:
-		return nil, fmt.Errorf("%s is no Secure Boot key variable", v)
+		return nil, fmt.Errorf("%s is not a Secure Boot key variable", v)
 	}
 	if signer.Key == nil {
 		return nil, fmt.Errorf("sign update of %s: the private keys were wiped", v)

@@ -19,7 +19,7 @@ type Device struct {
 	Zoned  string // attribute queue/zoned
 }
 
-// kinds are devices that are no disks, by their names in Linux's drivers.
+// kinds are devices that are not disks, by their names in Linux's drivers.
 var kinds = []struct{ name, what string }{
 	{`loop\d+`, "a loop device"}, {`ram\d+`, "memory"}, {`zram\d+`, "memory"}, {`pmem\d.*`, "memory that firmware does not start from"},
 	{`dm-\d+`, "made by the device mapper"}, {`md(\d+|_.*)`, "a RAID of other disks"}, {`bcache\d+`, "a cache over other disks"}, {`zd\d+`, "a ZFS volume"},

@@ -11,7 +11,7 @@ import (
 )
 
 // skips are the files with tests that are left out elsewhere than by [Skip], and what
-// for: what the machine's kernel or file system cannot do, which is no tool that CI
+// for: what the machine's kernel or file system cannot do, which is not a tool that CI
 // could install, and what was not asked for.
 var skips = map[string]string{
 	"builder/diff/diff_test.go":              "input of a fuzz test that is none",

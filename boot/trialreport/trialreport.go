@@ -189,7 +189,7 @@ type trial struct {
 	from    contract.Version
 	cause   Cause
 	began   time.Time
-	running contract.Version // what was handed over to last, and is no trial
+	running contract.Version // what was handed over to last, and is not a trial
 	kept    *trial           // the last that was kept, which somebody may give up yet
 }
 

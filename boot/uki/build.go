@@ -323,7 +323,7 @@ func putEntry(b []byte, s pe.Section) {
 }
 
 // kernelIsNX reports whether a kernel says that it runs with memory that is
-// never both writable and executable. What is no PE image says nothing, and
+// never both writable and executable. What is not a PE image says nothing, and
 // leaves the stub's word alone.
 func kernelIsNX(kernel []byte) bool {
 	le := binary.LittleEndian

@@ -78,7 +78,7 @@ func TestMap(t *testing.T) {
 		}
 	}
 	for row := range rows {
-		t.Errorf("the map has a row %s, which is no key", row)
+		t.Errorf("the map has a row %s, which is not a key", row)
 	}
 }
 

@@ -208,7 +208,7 @@ func (c command) rollout(ctx context.Context, f *flag.FlagSet, o release.Manage,
 	for text := range strings.SplitSeq(m.waves, ",") {
 		wave, err := strconv.Atoi(strings.TrimSpace(text))
 		if err != nil {
-			return c.misused(f, "--waves: %q is no share in percent: want a list like 1,5,20,50,100", text)
+			return c.misused(f, "--waves: %q is not a share in percent: want a list like 1,5,20,50,100", text)
 		}
 		p.Waves = append(p.Waves, wave)
 	}

@@ -112,7 +112,7 @@ func TestPicture(t *testing.T) {
 	isPicture := func() {
 		t.Helper()
 		if b, err := os.ReadFile(picture); err != nil || !strings.HasPrefix(string(b), "\x89PNG") {
-			t.Errorf("%v, %d bytes that are no PNG", err, len(b))
+			t.Errorf("%v, %d bytes that are not a PNG", err, len(b))
 		}
 	}
 	if err := takePicture(t.Context(), m, picture); err != nil {

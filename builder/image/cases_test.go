@@ -61,7 +61,7 @@ func TestSourceDatesThatHaveNotCome(t *testing.T) {
 	}
 }
 
-// The clock may be a day off, and files from before 1970 are no reason to stop.
+// The clock may be a day off, and files from before 1970 are not a reason to stop.
 func TestSourceDate(t *testing.T) {
 	for _, c := range []struct {
 		date, now int64

@@ -97,7 +97,7 @@ func (w *writer) body(paragraphs [][]string) {
 }
 
 // parseTerms reads lines that have names on the left and their text in one column on
-// the right. Names of several words that are no paths are not taken for terms: what
+// the right. Names of several words that are not paths are not taken for terms: what
 // stands beside them are commands, whose lines matter. So do those of a file.
 func parseTerms(lines []string) (all []Entry, ok bool) {
 	at := regexp.MustCompile(`^  \S+(?: \S+)*   *(?:  )?`).FindStringIndex(lines[0])

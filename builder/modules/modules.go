@@ -201,7 +201,7 @@ func modinfo(plain []byte) (map[string][]string, error) {
 		}
 		key, value, ok := strings.Cut(string(entry), "=")
 		if !ok {
-			return nil, fmt.Errorf(".modinfo has %.80q, which is no key=value", entry)
+			return nil, fmt.Errorf(".modinfo has %.80q, which is not key=value", entry)
 		}
 		info[key] = append(info[key], value)
 	}

@@ -107,7 +107,7 @@ func TestCheck(t *testing.T) {
 		{"with two vermagics", good(magic), "2 entries vermagic"},
 		{"without a licence", sign(t, own, rootfstest.UnsignedModule(magic)), "0 entries license"},
 		{"under another name", good("name=other"), `says that it is "other"`},
-		{"with a damaged .modinfo", good("nothing"), "no key=value"},
+		{"with a damaged .modinfo", good("nothing"), "not key=value"},
 		{"without a .modinfo", sign(t, own, bytes.Replace(plain, []byte(".modinfo"), []byte(".modxxxx"), 1)), "has no .modinfo"},
 		{"that is a program", sign(t, own, rootfstest.Program(false)), "ET_EXEC"},
 		{"for another machine", sign(t, own, func() []byte {

@@ -245,7 +245,7 @@ func content(t *testing.T, root, name string) string {
 	return string(text)
 }
 
-// A healthy system is kept, and one that is no trial notes what the next update is
+// A healthy system is kept, and one that is not a trial notes what the next update is
 // compared with.
 func TestKept(t *testing.T) {
 	for boot, want := range map[string]string{`"trial": true`: "ota bless\n", `"trial": false`: "ota bless\nota health\n"} {

@@ -303,7 +303,7 @@ func TestLists(t *testing.T) {
 				seen := map[string]bool{}
 				for _, p := range entries(t, c.lists...) {
 					if !c.valid.MatchString(p) || seen[p] {
-						t.Errorf("%s, %s: %q is no package, or named twice", name, desktop, p)
+						t.Errorf("%s, %s: %q is not a package, or named twice", name, desktop, p)
 					}
 					seen[p] = true
 				}
@@ -316,7 +316,7 @@ func TestLists(t *testing.T) {
 	for _, list := range []string{"services", "services-off", "display-managers"} {
 		for _, unit := range entries(t, "desktop/"+list) {
 			if !regexp.MustCompile(`^[A-Za-z0-9-]+\.(service|socket|path|timer)$`).MatchString(unit) {
-				t.Errorf("%s: %q is no unit", list, unit)
+				t.Errorf("%s: %q is not a unit", list, unit)
 			}
 		}
 	}

@@ -116,7 +116,7 @@ func TestManifestIsCheckedBeforeItIsSigned(t *testing.T) {
 	w.refused("signing a channel of others", fourth, "release 9, which is in beta")
 }
 
-// A publisher that is cut between signature and manifest is no reason to refuse.
+// A publisher that is cut between signature and manifest is not a reason to refuse.
 func TestCutBetweenSignatureAndManifest(t *testing.T) {
 	w := newWorld(t)
 	fpr := w.key("release", "ed25519", password)

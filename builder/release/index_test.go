@@ -138,7 +138,7 @@ func TestDelta(t *testing.T) {
 			t.Errorf("%s: says %q", server, said)
 		}
 	}
-	// A server with an archive that cannot be read is no reason to fail.
+	// A server with an archive that cannot be read is not a reason to fail.
 	if err := os.WriteFile(filepath.Join(r.Directory, "1", "1.tar.gz"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,7 @@ func SetStep(ctx context.Context, o Manage, v contract.Version, on bool) error {
 		case is && on:
 			return fmt.Errorf("release %s is a step already", v)
 		case !is && !on:
-			return fmt.Errorf("release %s is no step", v)
+			return fmt.Errorf("release %s is not a step", v)
 		case !on:
 			m.Steps = slices.Delete(steps, at, at+1)
 			if err := s.stillSteps(ctx, m); err != nil {

@@ -203,7 +203,7 @@ func (v *verifier) checkLink(c manifest.Channel, version contract.Version) {
 	target, err := os.Readlink(path)
 	switch {
 	case err != nil:
-		v.Note("WARNING: %s is no symbolic link but a copy, which nothing keeps up to date: remove it, or copy the server with its links (rsync -a does)", c)
+		v.Note("WARNING: %s is not a symbolic link but a copy, which nothing keeps up to date: remove it, or copy the server with its links (rsync -a does)", c)
 	case version == 0:
 		v.fault(fmt.Errorf("the link %s leads to %s, and %s names no release for it", c, target, manifest.FileName))
 	case filepath.Clean(target) != version.String():

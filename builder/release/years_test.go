@@ -365,7 +365,7 @@ func TestMachineThatSlept(t *testing.T) {
 	if err := SetStep(t.Context(), y.manage(when), 4, false); err != nil {
 		t.Fatal(err)
 	}
-	if err := SetStep(t.Context(), y.manage(when), 4, false); err == nil || !strings.Contains(err.Error(), "no step") {
+	if err := SetStep(t.Context(), y.manage(when), 4, false); err == nil || !strings.Contains(err.Error(), "not a step") {
 		t.Errorf("a step that is none: %v", err)
 	}
 	y.machine(3, when, "take 6")

@@ -72,7 +72,7 @@ func (c *Collection) Text(w io.Writer) error {
 		out.WriteString("there are no reports yet\n")
 	}
 	if c.Malformed > 0 {
-		fmt.Fprintf(&out, "%d files are no reports\n", c.Malformed)
+		fmt.Fprintf(&out, "%d files are not reports\n", c.Malformed)
 	}
 	if c.Missing != "" {
 		fmt.Fprintf(&out, "not all was read: %s\n", c.Missing)

@@ -80,7 +80,7 @@ type Image struct {
 // A Collection is all of it.
 type Collection struct {
 	Images []*Image `json:"images"`
-	// Malformed counts the files that are no reports.
+	// Malformed counts the files that are not reports.
 	Malformed int `json:"malformed"`
 	// Missing says what of it was not read; empty: all was.
 	Missing string `json:"missing,omitempty"`

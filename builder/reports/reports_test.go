@@ -74,7 +74,7 @@ func TestRead(t *testing.T) {
     failed: hang 2, unhealthy 1
     2 of 2 on Evil <b> Book
     1 of 1 on unknown
-2 files are no reports
+2 files are not reports
 `
 	if text.String() != want {
 		t.Errorf("have\n%swant\n%s", text.String(), want)

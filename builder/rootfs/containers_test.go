@@ -54,7 +54,7 @@ func TestOCIArchivesOfOtherTools(t *testing.T) {
 			}
 		})
 	}
-	// What is no layer must still be whole.
+	// What is not a layer must still be whole.
 	if _, err := fill(t, noEnd(base)); err == nil || !strings.Contains(err.Error(), "no end mark") {
 		t.Errorf("a root file system without an end mark: error %v", err)
 	}

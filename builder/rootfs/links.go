@@ -21,7 +21,7 @@ func (t *Tree) link(e Entry) error {
 		return fmt.Errorf("hard link to %w", err)
 	}
 	if t.dirs[path.Dir(target)] == nil || t.dirs[target] != nil {
-		return fmt.Errorf("hard link to %q, which is no file of the tree", target)
+		return fmt.Errorf("hard link to %q, which is not a file of the tree", target)
 	}
 	for from, hops := target, 0; ; hops++ {
 		info, err := t.root.Lstat(from)

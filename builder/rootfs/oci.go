@@ -131,7 +131,7 @@ type document struct {
 	Manifests []descriptor `json:"manifests"`
 	Layers    []descriptor `json:"layers"`
 	Config    descriptor   `json:"config"`
-	// ArtifactType says that it is no image (OCI Image Format 1.1).
+	// ArtifactType says that it is not an image (OCI Image Format 1.1).
 	ArtifactType string `json:"artifactType"`
 }
 
@@ -151,7 +151,7 @@ func (m *document) artifact() bool {
 	return len(m.Layers) > 0 && !slices.ContainsFunc(m.Layers, isTar)
 }
 
-// withoutArtifacts leaves out what is no image, where an index names several things.
+// withoutArtifacts leaves out what is not an image, where an index names several things.
 func withoutArtifacts(b blobs, list []descriptor) []descriptor {
 	if len(list) < 2 {
 		return list

@@ -96,7 +96,7 @@ func (i image) tar(t testing.TB) []byte {
 	return out.Bytes()
 }
 
-// names lists the files of a tree that are no directories.
+// names lists the files of a tree that are not directories.
 func names(t testing.TB, tree *Tree) string {
 	t.Helper()
 	var list []string
@@ -233,7 +233,7 @@ func TestHostileOCI(t *testing.T) {
 			}
 			i.index(t, d)
 		}, "no layers"},
-		{"index that is no JSON", func(i image) { i.index(t); i["index.json"] = []byte("{") }, "parse"},
+		{"index that is not JSON", func(i image) { i.index(t); i["index.json"] = []byte("{") }, "parse"},
 		{"encrypted layer", func(i image) {
 			d := i.add(layer)
 			d["mediaType"] = "application/vnd.oci.image.layer.v1.tar+encrypted"

@@ -312,7 +312,7 @@ func (t *Tree) makeParents(name string) error {
 		return err
 	}
 	if info, err := t.root.Lstat(name); err == nil {
-		return fmt.Errorf("lies below %s, which is no directory (%s)", name, info.Mode().Type())
+		return fmt.Errorf("lies below %s, which is not a directory (%s)", name, info.Mode().Type())
 	}
 	if err := t.root.Mkdir(name, 0o700); err != nil {
 		return err

@@ -30,7 +30,7 @@ const maxAccounts = 4 << 20
 const accountProperty = "halogenos:"
 
 // ReadAccounts reads the accounts of a tree, without anything but names and numbers. A line
-// that is no account is none.
+// that is not an account is none.
 func ReadAccounts(files Files) ([]Account, error) {
 	var all []Account
 	for _, f := range accountFiles {

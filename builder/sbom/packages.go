@@ -70,7 +70,7 @@ type Files interface {
 }
 
 // Read lists the packages that the databases of dpkg, Portage, apk and pacman know. A tree
-// without any has none, which is no error: what it is made of, nobody wrote down, or
+// without any has none, which is not an error: what it is made of, nobody wrote down, or
 // in a form that is not read (see Unread).
 func Read(files Files) ([]Package, error) {
 	distro := distroOf(files)

@@ -207,7 +207,7 @@ func TestBill(t *testing.T) {
 	for _, d := range *have.Dependencies {
 		for _, ref := range append(*d.Dependencies, d.Ref) {
 			if ref != "image" && !slices.Contains(refs, ref) {
-				t.Errorf("%s is no component", ref)
+				t.Errorf("%s is not a component", ref)
 			}
 		}
 	}

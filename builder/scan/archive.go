@@ -25,7 +25,7 @@ import (
 type kind uint8
 
 const (
-	nothing  kind = iota // it is no archive
+	nothing  kind = iota // it is not an archive
 	more                 // it was unpacked, but its own bytes count too
 	packed               // the same, and they are compressed
 	contents             // its members are all there is

@@ -236,7 +236,7 @@ func digit(c byte) byte {
 	}
 }
 
-// decodeHex decodes up to what is no digit.
+// decodeHex decodes up to what is not a digit.
 func decodeHex(text []byte) []byte {
 	plain := make([]byte, 0, len(text)/2)
 	for ; len(text) > 1 && class[text[0]]&class[text[1]]&inHex != 0; text = text[2:] {

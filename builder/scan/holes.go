@@ -14,7 +14,7 @@ const leastHole = 1 << 20
 // A part is what lies between two holes of a file, in bytes from its start.
 type part struct{ start, end int64 }
 
-// written returns the parts of a file that are no holes. A file system that does not
+// written returns the parts of a file that are not holes. A file system that does not
 // know of holes says that there are none.
 func written(f *os.File, size int64) []part {
 	parts := []part{}

@@ -69,7 +69,7 @@ func TestPicture(t *testing.T) {
 			t.Errorf("another byte at %d: found %v", at, f)
 		}
 	}
-	// Chunks with a checksum alone are no picture: somebody has wrapped a key in them.
+	// Chunks with a checksum alone are not a picture: somebody has wrapped a key in them.
 	key := slices.Concat([]byte("\x89PNG\r\n\x1a\n"), chunk("prVt", data[:1024-8-12-12]), chunk("IEND", nil))
 	if f := searched(t, "/wrapped", key); len(f) != 1 || f[0].Rule != ruleKeyFile {
 		t.Errorf("no picture: found %v", f)

@@ -227,7 +227,7 @@ func TestAllow(t *testing.T) {
 		{"by a star", ruleAge, "/e*/k* for a reason", ""},
 		{"by two stars", ruleAge, "/etc** for a reason", ""},
 		{"one of two entries", ruleAge, "/etc/key for a reason\n?/other for a reason", ""},
-		{"a star is no slash", ruleAge, "/*key for a reason", "would share (1):"},
+		{"a star is not a slash", ruleAge, "/*key for a reason", "would share (1):"},
 		{"another rule", rulePEM, "/etc/key for a reason", "would share (1):"},
 		{"no regular expression", ruleAge, "/etc/ke. for a reason", "would share (1):"},
 		{"not longer", ruleAge, "/etc/ke for a reason", "would share (1):"},

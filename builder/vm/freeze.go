@@ -61,7 +61,7 @@ func freezeKernel(ctx context.Context, path string) error {
 }
 
 // monitor executes a command of QEMU's monitor that has no other form. What it says
-// is no JSON, and empty where nothing is wrong but for a few commands.
+// is not JSON, and empty where nothing is wrong but for a few commands.
 func (m *Machine) monitor(ctx context.Context, command string) error {
 	return m.qmp.Do(ctx, "human-monitor-command", map[string]any{"command-line": command}, nil)
 }

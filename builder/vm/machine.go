@@ -123,7 +123,7 @@ func (o Options) checkFiles() error {
 		return err
 	}
 	if _, err := os.Stat(o.State.Vars()); err != nil {
-		return fmt.Errorf("%s is no machine's directory: %w", o.State.Dir, err)
+		return fmt.Errorf("%s is not a machine's directory: %w", o.State.Dir, err)
 	}
 	for _, d := range disks {
 		info, err := os.Stat(d.Path)

@@ -125,7 +125,7 @@ func checkDisplay(ctx context.Context, t *testing.T, m *Machine) {
 	}
 	b, err := os.ReadFile(png)
 	if err != nil || !bytes.HasPrefix(b, []byte("\x89PNG")) {
-		t.Errorf("screendump: %v, %d bytes that are no PNG", err, len(b))
+		t.Errorf("screendump: %v, %d bytes that are not a PNG", err, len(b))
 	}
 	if err := m.SendKeys(ctx, "esc", "ret"); err != nil {
 		t.Error(err)
@@ -349,7 +349,7 @@ func TestStartErrors(t *testing.T) {
 		want string
 	}{
 		{"no directory", Options{}, "without a directory"},
-		{"not a machine", Options{State: State{t.TempDir()}, NoDisk: true}, "is no machine's directory"},
+		{"not a machine", Options{State: State{t.TempDir()}, NoDisk: true}, "is not a machine's directory"},
 		{"unknown bus", Options{State: s, Bus: "scsi"}, `unknown bus "scsi"`},
 		{"unknown TPM", Options{State: s, TPM: "1.2"}, `unknown TPM model "1.2"`},
 		{"unknown watchdog", Options{State: s, Watchdog: "cat"}, `unknown watchdog "cat"`},
@@ -393,7 +393,7 @@ func TestMissingTool(t *testing.T) {
 	}
 	var missing *MissingError
 	if !errors.As(err, &missing) {
-		t.Errorf("%T is no MissingError", err)
+		t.Errorf("%T is not a MissingError", err)
 	}
 }
 

@@ -1,6 +1,6 @@
 // Package vmlinux takes the kernel proper out of a bzImage.
 //
-// It refuses an image that is no bzImage, that does not hold what its header
+// It refuses an image that is not a bzImage, that does not hold what its header
 // says, or that is packed in a way nobody uses for x86 any more (lzo).
 package vmlinux
 

@@ -18,7 +18,7 @@ const (
 var magic, skipped = []byte("\x28\xb5\x2f\xfd"), []byte("\x2a\x4d\x18")
 
 // End is where the frames end that data starts with, one right after the other, as a
-// decompressor reads them. Of what is no frame, or a cut one, that is the end of data.
+// decompressor reads them. Of what is not a frame, or a cut one, that is the end of data.
 func End(data []byte) int {
 	at := 0
 	for at < len(data) {

@@ -190,7 +190,7 @@ func TestConsoleAfterUnlock(t *testing.T) { // FAULTS 77, 79
 	etc := filepath.Join(m.Root, host.SystemDirectory, "etc")
 	m.Must(os.Remove(etc))
 	m.Must(os.WriteFile(etc, nil, 0o600))
-	m.Ends("recovery", "it is no directory in the image") // person.Shell looks at the rest
+	m.Ends("recovery", "it is not a directory in the image") // person.Shell looks at the rest
 }
 
 // Every trial of a slot with a corrupt image ends in the other one.

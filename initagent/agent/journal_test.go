@@ -192,7 +192,7 @@ func TestSharedDirectory(t *testing.T) {
 		at := filepath.Join(m.Root, host.SystemDirectory, part)
 		m.Must(os.MkdirAll(filepath.Dir(at), 0o755))
 		m.Must(os.Symlink("/run", at))
-		m.Ends("system", "is no directory", "cannot be updated")
+		m.Ends("system", "is not a directory", "cannot be updated")
 		if slices.ContainsFunc(m.Mounted, func(p string) bool { return strings.HasSuffix(p, "halogen") }) {
 			t.Errorf("mounted are %q", m.Mounted)
 		}

@@ -12,7 +12,7 @@ import (
 )
 
 // What somebody has said of the keyboard at the recovery console counts at the starts to come;
-// what is no keymap costs no start.
+// what is not a keymap costs no start.
 func TestKeymap(t *testing.T) {
 	m := machinetest.WithPIN(t, "1234")
 	m.StartsBy("1234")

@@ -16,7 +16,7 @@ func remembers(m *machinetest.Machine, text string) {
 }
 
 // A machine asks in the language that was chosen for it, and takes the English answers; its log is
-// English. What is no language costs no start.
+// English. What is not a language costs no start.
 func TestLanguage(t *testing.T) {
 	m := machinetest.WithPIN(t, "1234")
 	remembers(m, string(german.Remember()))

@@ -23,7 +23,7 @@ func TestConsoleAsked(t *testing.T) {
 	m.Ends("system")
 }
 
-// What is typed in answer to a question is no wish for the console.
+// What is typed in answer to a question is not a wish for the console.
 func TestConsoleNotAskedByAnAnswer(t *testing.T) {
 	m := machinetest.ProvisionedMachine(t, nil)
 	m.Extra = "another firmware"

@@ -37,7 +37,7 @@ func readJournal(directory string) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no file (%s)", f.Name(), info.Mode())
+		return nil, fmt.Errorf("%s is not a file (%s)", f.Name(), info.Mode())
 	}
 	if over := info.Size() - journal.MaxSize; over > 0 {
 		if _, err := f.Seek(over, io.SeekStart); err != nil {

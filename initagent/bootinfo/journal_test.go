@@ -49,8 +49,8 @@ func TestHostile(t *testing.T) {
 		says string
 	}{
 		{"a link", func(p string) error { return os.Symlink("/etc/passwd", p) }, "symbolic"},
-		{"a pipe", func(p string) error { return unix.Mkfifo(p, 0o600) }, "no file"},
-		{"a directory", func(p string) error { return os.Mkdir(p, 0o700) }, "no file"},
+		{"a pipe", func(p string) error { return unix.Mkfifo(p, 0o600) }, "not a file"},
+		{"a directory", func(p string) error { return os.Mkdir(p, 0o700) }, "not a file"},
 	} {
 		directory := t.TempDir()
 		if err := c.set(filepath.Join(directory, journal.Name)); err != nil {

@@ -114,7 +114,7 @@ func (j *Journal) Failures() (map[contract.Version]string, error) {
 	return journal.Failures(append(journal.Parse(text), j.waiting...)), nil
 }
 
-// text reads the journal. What is no journal at all begins again.
+// text reads the journal. What is not a journal at all begins again.
 func (j *Journal) text() ([]byte, error) {
 	text, err := j.Store.Read(File, MaxSize)
 	switch {

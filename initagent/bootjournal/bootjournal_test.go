@@ -65,7 +65,7 @@ func TestEntriesWait(t *testing.T) {
 }
 
 // A journal that cannot be read says which versions have failed, and must not be replaced;
-// what is no journal begins again.
+// what is not a journal begins again.
 func TestUnreadableIsNotReplaced(t *testing.T) {
 	ready := true
 	j, s, said := opened(t, &ready)

@@ -55,7 +55,7 @@ func (p Pair) diff(ctx context.Context, w io.Writer, c Change) error {
 	if _, err := fmt.Fprintln(w, c); err != nil {
 		return err
 	}
-	// What is no file on either side was said in full.
+	// What is not a file on either side was said in full.
 	if merged != nil && !merged.isFile() || image != nil && !image.isFile() {
 		return nil
 	}

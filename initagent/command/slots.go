@@ -14,7 +14,7 @@ func Slots(args []string) ([]layout.Slot, error) {
 	}
 	var s layout.Slot
 	if err := s.UnmarshalText([]byte(args[0])); err != nil || !s.Valid() {
-		return nil, fmt.Errorf("%w: %q is no slot, a and b are", ErrUsage, args[0])
+		return nil, fmt.Errorf("%w: %q is not a slot, a and b are", ErrUsage, args[0])
 	}
 	return []layout.Slot{s}, nil
 }

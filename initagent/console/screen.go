@@ -16,7 +16,7 @@ import (
 // hasScreen reports whether the kernel shows its virtual terminals to anybody, by
 // what sysfs says: a virtual console that is not the dummy, or a frame buffer that
 // becomes one when something is written (CONFIG_FRAMEBUFFER_CONSOLE_DEFERRED_TAKEOVER).
-// A graphics card none of whose connectors has a monitor is no screen; a driver that
+// A graphics card none of whose connectors has a monitor is not a screen; a driver that
 // cannot tell says "unknown" or "connected".
 func hasScreen(sys fs.FS) bool {
 	if connectors, _ := fs.Glob(sys, "class/drm/card*-*/status"); len(connectors) > 0 {

@@ -32,7 +32,7 @@ func tempESP(t *testing.T, files map[string][]byte) MountedDir {
 	return MountedDir{root}
 }
 
-// A directory that is no efivarfs says nothing of the firmware's room.
+// A directory that is not an efivarfs says nothing of the firmware's room.
 func TestRoomOfNoFirmware(t *testing.T) {
 	for _, root := range []string{t.TempDir(), filepath.Join(t.TempDir(), "absent")} {
 		if bytes, known := (EFIVarFS{root}).Room(); known {

@@ -329,7 +329,7 @@ func (k *Keeper) read(files fs.FS, name string) ([]byte, error) {
 func (k *Keeper) sound(files fs.FS, name string, data []byte, old *Copy) error {
 	if name == layout.LoaderConf {
 		if len(data) > maxSettings || !utf8.Valid(data) || bytes.IndexByte(data, 0) >= 0 {
-			return errors.New("it is no text")
+			return errors.New("it is not text")
 		}
 		return nil // anyone who owns the machine may change it
 	}
@@ -370,7 +370,7 @@ func (k *Keeper) startable(name string, data []byte) error {
 	return nil
 }
 
-// isImage says why a file is no EFI image.
+// isImage says why a file is not an EFI image.
 func isImage(data []byte) error {
 	_, err := authenticode.Digest(data)
 	return err

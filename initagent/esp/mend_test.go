@@ -216,7 +216,7 @@ func TestMendWithoutKeys(t *testing.T) {
 				t.Errorf("copy %q, did %q", s.files["copies/loader.conf"], e.ops)
 			}
 		}},
-		{"settings that are no text", func(_ *Keeper, e *testESP, _ *store) { e.files[layout.LoaderConf] = make([]byte, 100) }, "loader.conf has", nil},
+		{"settings that are not text", func(_ *Keeper, e *testESP, _ *store) { e.files[layout.LoaderConf] = make([]byte, 100) }, "loader.conf has", nil},
 		{"a copy that was lost", func(_ *Keeper, e *testESP, s *store) { delete(s.files, "copies/os_1.efi") }, "", nil},
 		{"an index that is malformed", func(_ *Keeper, _ *testESP, s *store) { s.files["copies/index.json"] = []byte("{") }, "is malformed", nil},
 		{"an index that names what is none of ours", func(_ *Keeper, _ *testESP, s *store) {

@@ -77,7 +77,7 @@ func mountEntry(h *host.Host, e stateconf.Entry) error {
 		return err
 	}
 	if !info.IsDir() {
-		return fmt.Errorf("it is no directory in the image (%s)", info.Mode())
+		return fmt.Errorf("it is not a directory in the image (%s)", info.Mode())
 	}
 	name := upper.Name(e.Path)
 	switch e.Mode {
@@ -290,7 +290,7 @@ func directoryInSystem(h *host.Host, name string) (string, error) {
 			return "", err
 		}
 		if !info.IsDir() {
-			return "", fmt.Errorf("%s of the system is no directory (%s)", strings.TrimPrefix(at, h.Path(host.SystemDirectory)), info.Mode())
+			return "", fmt.Errorf("%s of the system is not a directory (%s)", strings.TrimPrefix(at, h.Path(host.SystemDirectory)), info.Mode())
 		}
 	}
 	return at, nil

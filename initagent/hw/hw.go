@@ -242,7 +242,7 @@ type Store interface {
 	// system survives a power cut.
 	MakeFileSystem(kind, device, system string) error
 	// Read returns a file of at most limit bytes, or fs.ErrNotExist. The running
-	// system has written there: what is no file, too large, or has a link in its
+	// system has written there: what is not a file, too large, or has a link in its
 	// path, is refused with ErrUnfit.
 	Read(name string, limit int64) ([]byte, error)
 	// Keep puts a file there, readable by root alone, in place of what has its

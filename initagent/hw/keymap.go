@@ -29,7 +29,7 @@ const (
 )
 
 // SetKeymap tells the kernel what the keys of its keyboards type, on all of its screens. A
-// machine without one is no error: at the other end of a line the keys are another's matter.
+// machine without one is not an error: at the other end of a line the keys are another's matter.
 // A kernel that does not take a character, since its console is not in UTF-8, is told all the
 // others, so that no keyboard is half of one kind; the error says which key is as it was.
 func SetKeymap(screen string, entries []keyboard.Entry) error {

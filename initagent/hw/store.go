@@ -84,7 +84,7 @@ func (l LinuxStore) open(name string, flags uint64) (int, error) {
 	return fd, nil
 }
 
-// noLink refuses a directory whose name leads through a link, or through what is no directory,
+// noLink refuses a directory whose name leads through a link, or through what is not a directory,
 // as far as it is there: process 1 would write where root of the running system wants it to,
 // in the initramfs too. Nothing else runs that could change it until then.
 func (l LinuxStore) noLink(name string) error {

@@ -44,7 +44,7 @@ func IsScreen(path string) bool {
 // (vcs(4)).
 func (t *Terminal) Cursor() (rows, row int, err error) {
 	if !IsScreen(t.Path) {
-		return 0, 0, fmt.Errorf("the cursor of %s: it is no screen", t.Path)
+		return 0, 0, fmt.Errorf("the cursor of %s: it is not a screen", t.Path)
 	}
 	dir, name := filepath.Split(t.Path)
 	f, err := os.Open(filepath.Join(dir, "vcsa"+strings.TrimPrefix(name, "tty")))

@@ -124,7 +124,7 @@ func (s Store) ClearBut(in []string, keep func(name string) bool) (stays []strin
 	return s.M.Stays, nil
 }
 
-// Disarm implements hw.Store: the files of a simulated machine are no programs.
+// Disarm implements hw.Store: the files of a simulated machine are not programs.
 func (s Store) Disarm(name string, _ func(int)) ([]string, error) {
 	s.M.op("root disarm " + name)
 	return nil, nil

@@ -217,7 +217,7 @@ func TestStateAfterInstallingOverABlessedSystem(t *testing.T) {
 	}
 }
 
-// What is no note, and a note about a system without state, say nothing.
+// What is not a note, and a note about a system without state, say nothing.
 func TestForgedBlessing(t *testing.T) {
 	m := machinetest.Inhabited(t)
 	for _, text := range []string{"../../etc", strings.Repeat("a", 64), strings.Repeat("\x00", ownstate.MaxBlessed+1)} {

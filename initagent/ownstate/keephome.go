@@ -82,7 +82,7 @@ func MayKeepHome(h *host.Host) error {
 	case err != nil:
 		return err
 	case !slices.Contains(entries, stateconf.Entry{Mode: stateconf.Bind, Path: "/home"}):
-		return errors.New("this system's /home is no directory of its own on the root partition (state.conf has no line \"bind /home\"), and would go with the one that it lies in")
+		return errors.New("this system's /home is not a directory of its own on the root partition (state.conf has no line \"bind /home\"), and would go with the one that it lies in")
 	case !slices.Contains(entries, stateconf.Entry{Mode: stateconf.Overlay, Path: "/etc"}):
 		return errors.New("this system's /etc is none over the image's (state.conf has no line \"overlay /etc\"), and no account could be kept")
 	}
@@ -245,7 +245,7 @@ func directoryOrGone(h *host.Host, name string, err error) error {
 	if !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
 		return err
 	}
-	h.Log.Say("/run/state/%s is no directory: it is removed", etcmerge.Name(name))
+	h.Log.Say("/run/state/%s is not a directory: it is removed", etcmerge.Name(name))
 	return h.Store.Remove(name)
 }
 

@@ -159,7 +159,7 @@ func TestStagesWithoutSnapshot(t *testing.T) {
 		"no room":     {func(m *machinetest.Machine) { m.FullFile = "snapshot bind/root" }, "no space left on device"},
 		"plain directories": {func(m *machinetest.Machine) {
 			m.RootFiles()["bind/var"], m.RootFiles()["bind/root"], m.RootFiles()["bind/usr-local"] = nil, nil, nil
-		}, "are no subvolumes"},
+		}, "are not subvolumes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := machinetest.Migrated(t)

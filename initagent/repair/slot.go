@@ -45,7 +45,7 @@ func restore(ctx context.Context, inv *inventory.Inventory, s inventory.System, 
 	}
 	defer func() { err = errors.Join(err, data.Close(), tree.Close()) }()
 	slot := Slot{Params: s.Contract.VerityParams(), Root: s.Contract.Root(), Data: data, Tree: tree, Progress: progress}
-	// A slot that is missing or cannot be opened is no source, and no reason to
+	// A slot that is missing or cannot be opened is not a source, and no reason to
 	// give up.
 	if otherData, otherTree, err := inv.Open(s.Slot.Other(), false); err == nil {
 		defer func() { err = errors.Join(err, otherData.Close(), otherTree.Close()) }()

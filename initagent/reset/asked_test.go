@@ -144,7 +144,7 @@ func TestResetFailsHalfWay(t *testing.T) {
 	}
 }
 
-// A request that is forged, torn or stuck is no question.
+// A request that is forged, torn or stuck is not a question.
 func TestForgedResetRequest(t *testing.T) {
 	good, err := nextboot.Request{Reset: &nextboot.Reset{}}.Encode()
 	if err != nil {

@@ -65,7 +65,7 @@ func NewGuarantees(sealed *policy.Sealed, epoch uint64, enforces bool) Guarantee
 }
 
 // ReadGuarantees reads them. A box that is not there, does not open, or lies on a bad
-// sector, is no error: all that can be lost then counts as lost, and the owner is asked.
+// sector, is not an error: all that can be lost then counts as lost, and the owner is asked.
 func ReadGuarantees(store hw.Store, secret *policy.Secret) Guarantees {
 	box, err := store.Read(GuaranteesFile, maxGuarantees)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -202,7 +202,7 @@ func unseen(text []byte) (why Unseen, shown int) {
 }
 
 // UnseenPhrase returns why the phrase is to be shown, or "" where it was seen, or shown often enough.
-// What is no file is none.
+// What is not a file is none.
 func UnseenPhrase(store hw.Store) Unseen {
 	text, err := store.Read(UnseenFile, maxUnseen)
 	if err != nil {

@@ -26,7 +26,7 @@ func TestChoose(t *testing.T) {
 		"and version 2 was started by hand": {in: snapshot.Case{FileSystem: "btrfs", Record: of, Aside: aside, Runs: v2, Next: v1}, err: "remove /run/state/snapshots/aside.json"},
 		"another file system":               {in: snapshot.Case{FileSystem: "ext4", Record: of, Runs: v2, Next: v1}, err: "the root partition is ext4, which has no snapshots: `ota rollback` goes back"},
 		"no update yet":                     {in: snapshot.Case{FileSystem: "btrfs", Runs: v2, Next: v1}, err: "one is taken when a release is staged"},
-		"plain directories":                 {in: snapshot.Case{FileSystem: "btrfs", Record: missing("the directories are no subvolumes: a release that did not make them so has set this machine up"), Runs: v2, Next: v1}, err: "until the machine is set up again"},
+		"plain directories":                 {in: snapshot.Case{FileSystem: "btrfs", Record: missing("the directories are not subvolumes: a release that did not make them so has set this machine up"), Runs: v2, Next: v1}, err: "until the machine is set up again"},
 		"no room":                           {in: snapshot.Case{FileSystem: "btrfs", Record: missing("it was removed: 3 MiB"), Runs: v2, Next: v1}, err: "no snapshot from before version 2 was tried: it was removed: 3 MiB"},
 		"of a system that is gone":          {in: snapshot.Case{FileSystem: "btrfs", Record: of, Runs: v3, Next: v2}, err: "the snapshot is of version 1, and version 2 would run on it"},
 		"of another release of that image":  {in: snapshot.Case{FileSystem: "btrfs", Record: of, Runs: v2, Next: snapshot.System{Version: 2, Root: one}}, err: "the snapshot is of version 1, and version 2 would run on it"},

@@ -12,7 +12,7 @@ import (
 	"halogenos.internal/initagent/snapshot/snapshottest"
 )
 
-// A disk that takes no more is no reason to start the system that went back on what it was
+// A disk that takes no more is not a reason to start the system that went back on what it was
 // to be spared: it is asked for still, and done once there is room.
 func TestRestoreWithoutRoom(t *testing.T) {
 	for _, step := range []string{"snapshot snapshots/before/root", "keep snapshots/plan.json", "rename bind/var"} {

@@ -107,7 +107,7 @@ type Record struct {
 	For contract.Version `json:"for"`
 	// Directories are those that it has, as the system sees them.
 	Directories []string `json:"directories"`
-	// Plain are those that are no subvolumes, so that it has nothing of them.
+	// Plain are those that are not subvolumes, so that it has nothing of them.
 	Plain []string `json:"plain,omitempty"`
 	// Missing says why there is no snapshot; "" where there is one.
 	Missing string `json:"missing,omitempty"`
@@ -349,7 +349,7 @@ func take(s Store, r *Record, entries []stateconf.Entry) error {
 }
 
 // errPlain is why a machine that an earlier release has set up has no snapshot.
-var errPlain = errors.New("the directories are no subvolumes: a release that did not make them so has set this machine up")
+var errPlain = errors.New("the directories are not subvolumes: a release that did not make them so has set this machine up")
 
 // at is where a directory of state.conf has its own in another one.
 func at(parent, directory string) string { return path.Join(parent, upper.Name(directory)) }

@@ -124,7 +124,7 @@ func TestTake(t *testing.T) {
 func TestTakeNot(t *testing.T) {
 	for say, change := range map[string]func(d *snapshottest.Disk){
 		"900 MiB of the root partition's 10000 MiB are free, fewer than 1000 MiB, and a snapshot keeps what is deleted": func(d *snapshottest.Disk) { d.Space.Free = 900 * mib },
-		"the directories are no subvolumes": func(d *snapshottest.Disk) {
+		"the directories are not subvolumes": func(d *snapshottest.Disk) {
 			for _, name := range []string{"bind/var", "bind/root", "bind/usr-local"} {
 				d.Files[name] = []byte{}
 			}

@@ -185,7 +185,7 @@ func (s *stager) admit(c *candidate) (admission, error) {
 // it is: a TPM that comes back does not know the new system, whose owner is then asked
 // to accept the machine, once.
 //
-// A TPM that works again by now is no reason: the next boot tells it.
+// A TPM that works again by now is not a reason: the next boot tells it.
 func (s *stager) unrecorded() (admission, error) {
 	absent := errors.Is(s.Chip.Err, tpm.ErrAbsent) && !s.Chip.Ended
 	if s.Contract.TPM != contract.Optional || !absent && !s.Chip.Untold {

@@ -19,7 +19,7 @@ type Kind int
 // The kinds.
 const (
 	Absent    Kind = iota
-	Directory      // or whatever else is no subvolume
+	Directory      // or whatever else is not a subvolume
 	Subvolume
 )
 

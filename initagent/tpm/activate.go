@@ -17,7 +17,7 @@ var ErrOtherTPM = errors.New("the challenge is for another TPM")
 
 // Answer decrypts a challenge's answer, which this TPM does only where it holds both the
 // endorsement key and the attestation key that the challenge names. Both are made for it
-// and flushed. The answer is no secret of this machine's: it goes to who has asked.
+// and flushed. The answer is not a secret of this machine's: it goes to who has asked.
 func (t *TPM) Answer(c *bootreport.Challenge) (answer []byte, err error) {
 	const op = "answering a challenge"
 	defer fence(op, &err)

@@ -294,7 +294,7 @@ func TestNeverWritten(t *testing.T) {
 	}
 }
 
-// A record that a TPM tore, or that a later version wrote, is no policy.
+// A record that a TPM tore, or that a later version wrote, is not a policy.
 func TestTornRecord(t *testing.T) {
 	m := provision(t, "uki 1")
 	key, err := m.secret.WriteKey()

@@ -62,7 +62,7 @@ func operations(t testing.TB) []func(*TPM) error {
 			}
 			return noUnseal(c, sealed)
 		},
-		// The public part of the right key is no secret, so the answers may hold it.
+		// The public part of the right key is not a secret, so the answers may hold it.
 		func(c *TPM) error {
 			c.key = fixed
 			s := *sealed

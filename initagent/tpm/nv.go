@@ -219,7 +219,7 @@ const signatureLife = 120
 // the signature is good for this content, this index and this session. Without
 // the hash, something on the bus could lend us its own session's nonce and
 // spend the signature on a record of its own. It is why this one command does
-// not encrypt its parameter, which is no secret: the TPM hashes what comes over
+// not encrypt its parameter, which is not a secret: the TPM hashes what comes over
 // the bus.
 func (t *TPM) WriteRecord(handle uint32, key *ecdsa.PrivateKey, r *policy.Record) (err error) {
 	op := fmt.Sprintf("writing the policy to NV index %#x", handle)

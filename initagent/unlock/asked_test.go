@@ -91,7 +91,7 @@ func TestSecretDeclined(t *testing.T) {
 	}
 }
 
-// A request that is forged, torn or stuck is no question; and one that comes in a boot
+// A request that is forged, torn or stuck is not a question; and one that comes in a boot
 // that the TPM does not open, or that is for the console, is none either. FAULTS 85
 func TestForgedSecretRequest(t *testing.T) {
 	good, err := nextboot.Request{Secret: &nextboot.NewSecret{Keys: true}}.Encode()

@@ -71,7 +71,7 @@ func (o *opening) byPIN() error {
 			}
 		}
 	})
-	// The TPM has nothing against this system: want of a PIN is no failure of a trial's.
+	// The TPM has nothing against this system: want of a PIN is not a failure of a trial's.
 	if admitted && (errors.Is(err, errNoPIN) || errors.Is(err, tpm.ErrLockout)) {
 		o.Answered = true
 	}

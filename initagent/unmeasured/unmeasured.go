@@ -41,21 +41,21 @@ func Remove(h *host.Host) (r Removed) {
 		case !planted:
 			continue
 		case err != nil && v.Ignored:
-			h.Log.Say("WARNING: the firmware's variable %s, which %s, is no part of this system and is ignored. It cannot be deleted: %v", v.Name, v.Does, err)
+			h.Log.Say("WARNING: the firmware's variable %s, which %s, is not part of this system and is ignored. It cannot be deleted: %v", v.Name, v.Does, err)
 			continue
 		case err != nil:
 			stay = append(stay, v.Name)
 			h.Log.Say("WARNING: the firmware's variable %s, which %s, cannot be deleted: %v", v.Name, v.Does, err)
 			continue
 		}
-		h.Log.Say("WARNING: the firmware had a variable %s, which %s. It is no part of this system, and was deleted: somebody was root on this machine, or at its console", v.Name, v.Does)
+		h.Log.Say("WARNING: the firmware had a variable %s, which %s. It is not part of this system, and was deleted: somebody was root on this machine, or at its console", v.Name, v.Does)
 		r.CountVariable = r.CountVariable || v.Name == host.CountVariable
 		if v.Early {
 			gone = append(gone, v.Name)
 		}
 	}
 	if len(stay) > 0 {
-		r.Planted = fmt.Sprintf("the firmware's variable %s is no part of this system, and cannot be deleted: reset the firmware to its factory settings, its Secure Boot keys too, and have the recovery key at hand for the next start",
+		r.Planted = fmt.Sprintf("the firmware's variable %s is not part of this system, and cannot be deleted: reset the firmware to its factory settings, its Secure Boot keys too, and have the recovery key at hand for the next start",
 			strings.Join(stay, ", "))
 	} else if len(gone) > 0 {
 		r.Planted, r.Again = afterDeletion(h, strings.Join(gone, ", "))
@@ -82,7 +82,7 @@ func afterDeletion(h *host.Host, names string) (planted string, again bool) {
 	case err != nil:
 		return fmt.Sprintf("%s. That cannot be noted on the ESP (%v), so the machine does not start again by itself: `exit` restarts it", planted, err), false
 	case marked:
-		return fmt.Sprintf("%s, which is no part of this system, is there again after an earlier start has deleted it. It is deleted now, too, and `exit` restarts without it. If it comes back, the firmware restores it: "+
+		return fmt.Sprintf("%s, which is not part of this system, is there again after an earlier start has deleted it. It is deleted now, too, and `exit` restarts without it. If it comes back, the firmware restores it: "+
 			"update the firmware, or reset it to its factory settings, its Secure Boot keys too, and have the recovery key at hand for the next start; "+
 			"a virtual machine whose variables are restored needs a copy of them without it", names), false
 	}

@@ -117,7 +117,7 @@ func (s Store) Accounts(from Source, image string) (map[string][]byte, error) {
 	return files, nil
 }
 
-// firstText is a file of the first tree that has something there; nil for what is no file.
+// firstText is a file of the first tree that has something there; nil for what is not a file.
 func firstText(file string, trees ...*tree) ([]byte, error) {
 	for _, t := range trees {
 		if t == nil {

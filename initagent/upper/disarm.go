@@ -30,7 +30,7 @@ const (
 
 // Disarm has no program in a directory run with more rights than those who start it: setuid
 // and setgid bits of files go, and capabilities. It returns what it could not look into or
-// change, as much as a person would read. What is no directory is refused with ENOTDIR.
+// change, as much as a person would read. What is not a directory is refused with ENOTDIR.
 // more, if there is one, is called now and then with the number of files that it has
 // looked at. Cut anywhere, the same call once more does the rest.
 func (s Store) Disarm(name string, more func(looked int), step func(string) error) (left []string, err error) {
@@ -58,7 +58,7 @@ func (s Store) Disarm(name string, more func(looked int), step func(string) erro
 }
 
 // RootsOwn gives a directory to root, with these permissions and no access control list. What
-// is no directory is refused with ENOTDIR.
+// is not a directory is refused with ENOTDIR.
 func (s Store) RootsOwn(name string, mode fs.FileMode, step func(string) error) error {
 	if step == nil {
 		step = func(string) error { return nil }

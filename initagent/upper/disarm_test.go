@@ -152,7 +152,7 @@ func TestRootsOwn(t *testing.T) {
 		t.Errorf("it is %o of %d:%d", st.Mode, st.Uid, st.Gid)
 	}
 	must(t, d.store.RootsOwn("bind/nothing", 0o755, nil))
-	// What a running system has put in a directory's place is no directory.
+	// What a running system has put in a directory's place is not a directory.
 	lay(t, d.root, map[string]string{"bind/link": "->home", "bind/file": "=1"})
 	for _, name := range []string{"bind/link", "bind/file"} {
 		_, err := d.store.Disarm(name, nil, nil)

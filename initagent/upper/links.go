@@ -131,7 +131,7 @@ func (m *maker) setLinks() error {
 		return err
 	}
 	err = unix.Renameat(w.fd, name+unfinished, w.fd, name)
-	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) { // it is no list, or is protected
+	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) { // it is not a list, or is protected
 		if err = remove(m.all, name, m.Step); err == nil {
 			err = unix.Renameat(w.fd, name+unfinished, w.fd, name)
 		}

@@ -11,7 +11,7 @@ import (
 )
 
 // writeList puts what is left out, of all directories, on the list of the first overlay:
-// that of /etc, unless it is no overlay. The console has shown it once, and is gone.
+// that of /etc, unless it is not an overlay. The console has shown it once, and is gone.
 //
 // It belongs to the directory that is being made, and is made again with it after a cut.
 // A list that cannot be made here keeps no machine from its update.

@@ -201,7 +201,7 @@ type maker struct {
 	root          int
 	all           *os.File // Directory
 	report        *Report
-	etc           *etcmerge.Result // the plan of /etc; nil where it is no overlay
+	etc           *etcmerge.Result // the plan of /etc; nil where it is not an overlay
 	first         *etcmerge.Result // the plan of the first overlay, whose list has what is left out
 	firstPath     string
 	left          map[string]bool // what the report says is left out

@@ -162,7 +162,7 @@ func TestFind(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(sys, "class/watchdog/watchdog0/bootstatus"), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		// The one that is chosen cannot be asked here: it is no device.
+		// The one that is chosen cannot be asked here: it is not a device.
 		_, timer, err := Find(sys, dev)
 		if err != nil {
 			t.Fatal(err)

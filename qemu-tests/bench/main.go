@@ -275,7 +275,7 @@ func machine() string {
 }
 
 // said is the first line that a program prints; for a report, so that a program
-// that is missing is no error.
+// that is missing is not an error.
 func said(ctx context.Context, name string, args ...string) string {
 	text, err := exec.CommandContext(ctx, name, args...).Output()
 	if err != nil {

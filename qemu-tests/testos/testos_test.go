@@ -134,7 +134,7 @@ func TestMakeRefuses(t *testing.T) {
 		{"module file gone", func(f map[string]string, _ *Options) { delete(f, modulesDir+"kernel/lib/libcrc32c.ko.xz") }, "libcrc32c"},
 		{"unknown module", func(_ map[string]string, o *Options) { o.Modules = append(o.Modules, "", "zfs") }, "kernel module"},
 		{"no tree", func(_ map[string]string, o *Options) { o.Debian += "/absent" }, "Debian tree"},
-		{"init is no program", func(_ map[string]string, o *Options) { o.Init = filepath.Join(o.Debian, "boot/vmlinuz-6.1") }, "init"},
+		{"init is not a program", func(_ map[string]string, o *Options) { o.Init = filepath.Join(o.Debian, "boot/vmlinuz-6.1") }, "init"},
 		{"init is dynamic", func(_ map[string]string, o *Options) { o.Init = filepath.Join(o.Debian, "usr/sbin/mke2fs") }, "not statically linked"},
 	}
 	for _, tt := range tests {

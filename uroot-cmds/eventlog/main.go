@@ -97,7 +97,7 @@ func wanted(args []string, all bool) (which []int, err error) {
 	for _, a := range args {
 		n, err := strconv.Atoi(a)
 		if err != nil || n < 0 || n >= registers {
-			return nil, fmt.Errorf("%w: %q is no PCR, 0 to %d are", command.ErrUsage, a, registers-1)
+			return nil, fmt.Errorf("%w: %q is not a PCR, 0 to %d are", command.ErrUsage, a, registers-1)
 		}
 		which = append(which, n)
 	}

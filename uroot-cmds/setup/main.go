@@ -202,7 +202,7 @@ func (r *run) first(ctx context.Context, version string) error {
 func keepsFromAsking(report *bootinfo.Report) string {
 	switch {
 	case report == nil:
-		return "this is no start of a machine"
+		return "this is not the start of a machine"
 	case report.Trial:
 		return "an update is on trial"
 	case report.Root == noRoot:

@@ -222,7 +222,7 @@ func TestWirelessComesLate(t *testing.T) {
 }
 
 // Ctrl-C at a question ends the process. All is in place when a network is asked for, and that
-// is no failure.
+// is not a failure.
 func TestInterrupted(t *testing.T) {
 	m := wifitest.New(t)
 	for at, want := range map[string]int{"Name of this machine": command.Failed, "Number of a network": command.OK} {
@@ -300,7 +300,7 @@ func TestFirstStart(t *testing.T) {
 		{"not the first", func(b *box) { os.Remove(filepath.Join(b.root, steps.FirstFile)) }, nil, "nothing is asked: this is not the machine's first start\n", true},
 		{"installed by a release that asked nothing", func(b *box) { b.write(steps.FirstFile, "6\n") }, nil, "", true},
 		{"put off with another release", func(b *box) { b.write(steps.FirstFile, steps.Claim().Text) }, asked, "the machine's name is box\n", true},
-		{"no boot of ours", func(b *box) { b.report = nil }, nil, "nothing is asked: this is no start of a machine\n", false},
+		{"no boot of ours", func(b *box) { b.report = nil }, nil, "nothing is asked: this is not the start of a machine\n", false},
 		{"an update on trial", func(b *box) {
 			b.report = &bootinfo.Report{Trial: true}
 			b.write("etc/hosts", strings.Repeat("0.0.0.0 x\n", 1<<19))

@@ -67,7 +67,7 @@ func TestSidesTakeTurns(t *testing.T) {
 	}
 }
 
-// Wrong output is no result, and another job's result is not lost by it.
+// Wrong output is not a result, and another job's result is not lost by it.
 func TestWrongOutputFails(t *testing.T) {
 	bad := side("bad", 1)
 	bad.Check = func(context.Context) error { return errors.New("another root hash") }

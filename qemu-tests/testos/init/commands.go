@@ -253,7 +253,7 @@ func (t *tailBuffer) Write(b []byte) (int, error) {
 }
 
 // runProgram answers with the exit status and the end of the output. That a program
-// fails is no failure of the command.
+// fails is not a failure of the command.
 func runProgram(_ *system, a []string) (any, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), runTime)
 	defer cancel()

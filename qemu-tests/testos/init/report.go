@@ -103,7 +103,7 @@ func (s *system) halogen() map[string]json.RawMessage {
 			continue
 		}
 		if !json.Valid(b) {
-			s.problem("%s is no JSON", path)
+			s.problem("%s is not JSON", path)
 			b, _ = json.Marshal(string(b)) // a string always encodes
 		}
 		all[filepath.Base(path)] = b

@@ -5,7 +5,7 @@
 //
 // BUILD is a directory that `halogen build` filled, ROOT a server's directory that
 // names the new one. Slots are files, the web server is this program; each fetch
-// is a process of its own, so that its memory is its alone. It is no part of any
+// is a process of its own, so that its memory is its alone. It is not part of any
 // image.
 package main
 

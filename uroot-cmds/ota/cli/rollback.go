@@ -135,7 +135,7 @@ func (c *call) showState(s *machine.StateRollback) {
 	}
 	fmt.Fprintf(c.out, "All that was written there or deleted since then, logs and databases too, is taken out of its place. It stays in /run/state/snapshots until `ota rollback --state --forget` deletes it. Subvolumes of others in there, such as docker's, are empty in what comes back.\n")
 	for _, d := range s.Plain {
-		fmt.Fprintf(c.out, "%s stays as it is: it is no subvolume\n", plain(d))
+		fmt.Fprintf(c.out, "%s stays as it is: it is not a subvolume\n", plain(d))
 	}
 	if s.Rollback != nil {
 		fmt.Fprintf(c.out, "Version %s is given up. ", s.Rollback.Given)

@@ -282,7 +282,7 @@ func TestFetch(t *testing.T) {
 	}
 }
 
-// An active slot whose tree or data lies is no source, and does no harm.
+// An active slot whose tree or data lies is not a source, and does no harm.
 func TestLyingSource(t *testing.T) {
 	w := newWorld(t)
 	s := serve(t, w.site, true)

@@ -32,7 +32,7 @@ func own() []string {
 	}
 }
 
-// tidy takes away what is no regular file, or belongs to another release: so
+// tidy takes away what is not a regular file, or belongs to another release: so
 // nothing that lies in the directory decides where anything is written.
 func (j *Job) tidy() error {
 	var regular []string

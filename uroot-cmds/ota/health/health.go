@@ -20,7 +20,7 @@ const (
 	maxShown  = 8   // services that a message names
 )
 
-// A Record is what failed at the last start of a system that is no trial, or at that of
+// A Record is what failed at the last start of a system that is not a trial, or at that of
 // a trial which was blessed: the system before the next update, and what that one is
 // compared with.
 type Record struct {

@@ -82,7 +82,7 @@ func TestLook(t *testing.T) {
 	}
 }
 
-// HalogenOS's own units count neither as failed nor as starting, and what is no name is
+// HalogenOS's own units count neither as failed nor as starting, and what is not a name is
 // passed over.
 func TestNotCounted(t *testing.T) {
 	failed, restarting := unitsIn("otad.service loaded failed failed x\nhalogen-setup.service loaded failed failed x\notad.socket loaded failed failed x\nota-restart.service loaded failed failed x\nota-restart.timer loaded failed failed x\nota-fetch.service loaded activating auto-restart Fetch\n" +
@@ -141,7 +141,7 @@ func TestDescribe(t *testing.T) {
 	}
 }
 
-// The name of a runlevel is no option of rc-status.
+// The name of a runlevel is not an option of rc-status.
 func TestRunlevel(t *testing.T) {
 	for _, level := range []string{"", "--all", "a b", "a\nb"} {
 		root := t.TempDir()

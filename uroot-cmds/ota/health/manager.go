@@ -155,8 +155,8 @@ func unitsIn(text string) (failed, restarting []string) {
 	return failed, restarting
 }
 
-// own are HalogenOS's units that are no part of the system's health: a server that is
-// away is no fault of the system, nor is what users ask the update service for, nor an
+// own are HalogenOS's units that are not part of the system's health: a server that is
+// away is not a fault of the system, nor is what users ask the update service for, nor an
 // answer at a first start, and the others are what judges it.
 var own = []string{
 	"ota-fetch.service", "ota-health.service", "ota-bless.service", "ota-unhealthy.service", "ota-failures.service",

@@ -26,7 +26,7 @@ import (
 type Blessing struct {
 	Version contract.Version `json:"version"`
 	Slot    layout.Slot      `json:"slot"`
-	Already bool             `json:"already"` // it was no trial
+	Already bool             `json:"already"` // it was not a trial
 	// Warning is what went wrong without harm to the blessing.
 	Warning string `json:"warning,omitempty"`
 }

@@ -56,7 +56,7 @@ func (e *UnhealthyError) Error() string {
 
 // Health waits until the system's start has settled and says what failed. What counts
 // against a trial is an [UnhealthyError]; what cannot be found out is a warning. A system
-// that is no trial leaves what failed as the measure of the next, and a trial does when
+// that is not a trial leaves what failed as the measure of the next, and a trial does when
 // it is blessed.
 func (m *Machine) Health(ctx context.Context) (*Health, error) {
 	r, err := m.system()

@@ -85,7 +85,7 @@ func TestHealthOfTrial(t *testing.T) {
 	}
 }
 
-// A system that is no trial is the measure of the next one, and nothing counts against it.
+// A system that is not a trial is the measure of the next one, and nothing counts against it.
 func TestHealthOfBlessed(t *testing.T) {
 	w := newWorld(t)
 	w.record(`{"format":1,"version":"1","manager":"systemd","failed":["long-gone.service"]}`)

@@ -118,7 +118,7 @@ func TestCheckTidies(t *testing.T) {
 // Where it cannot be found out, the offer is told all the same.
 func TestCheckWithoutSize(t *testing.T) {
 	w := newWorld(t)
-	w.write(filepath.Join(stateDirectory, "fetch/3.work"), nil) // which is no directory
+	w.write(filepath.Join(stateDirectory, "fetch/3.work"), nil) // which is not a directory
 	var notes []string
 	out, err := w.m.Check(t.Context(), Options{Tell: func(e worker.Event) {
 		if e.Note != "" {

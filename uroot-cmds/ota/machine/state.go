@@ -34,7 +34,7 @@ type StateRollback struct {
 	// Next is that of the system that will run on it.
 	Next        contract.Version `json:"next"`
 	Directories []Held           `json:"directories"`
-	// Plain are directories that are no subvolumes, so that they stay as they are.
+	// Plain are directories that are not subvolumes, so that they stay as they are.
 	Plain []string `json:"plain,omitempty"`
 
 	note   snapshot.Note

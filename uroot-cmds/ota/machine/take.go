@@ -117,7 +117,7 @@ func (u *update) directory(v contract.Version, gone func(directory string) bool)
 }
 
 // own gives a directory and what is in it to a user. The directory goes first, so that
-// anyone who had it cannot change it meanwhile. What is no file, or has another
+// anyone who had it cannot change it meanwhile. What is not a file, or has another
 // name elsewhere, is removed: it would give away something that is not ours.
 func own(directory string, uid, gid int) error {
 	if err := os.Lchown(directory, os.Getuid(), os.Getgid()); err != nil {
@@ -174,7 +174,7 @@ func (u *update) files(directory string, write bool) (files worker.Files, closeA
 		open = append(open, f)
 		plain, ok := f.(*os.File)
 		if !ok {
-			return files, nil, errors.Join(fmt.Errorf("the partition %s is no open file", want.role), closeAll())
+			return files, nil, errors.Join(fmt.Errorf("the partition %s is not an open file", want.role), closeAll())
 		}
 		files[want.file] = plain
 	}
@@ -246,7 +246,7 @@ func copyFile(to, from string, want release.File) error {
 		return err
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is no file: %w", want.Name, errWorker)
+		return fmt.Errorf("%s is not a file: %w", want.Name, errWorker)
 	}
 	return hw.ReplaceFile(to, 0o600, func(w io.Writer) error {
 		sum := sha256.New()

@@ -83,8 +83,8 @@ func TestCopiesRefused(t *testing.T) {
 	}{
 		"nothing":     {os.Remove, "no such file"},
 		"a link":      {func(uki string) error { return errors.Join(os.Remove(uki), os.Symlink(w.path("secret"), uki)) }, "too many levels"},
-		"a pipe":      {func(uki string) error { return errors.Join(os.Remove(uki), syscall.Mkfifo(uki, 0o600)) }, "is no file"},
-		"a directory": {func(uki string) error { return errors.Join(os.Remove(uki), os.Mkdir(uki, 0o700)) }, "is no file"},
+		"a pipe":      {func(uki string) error { return errors.Join(os.Remove(uki), syscall.Mkfifo(uki, 0o600)) }, "is not a file"},
+		"a directory": {func(uki string) error { return errors.Join(os.Remove(uki), os.Mkdir(uki, 0o700)) }, "is not a file"},
 		"one byte": {func(uki string) error {
 			return os.WriteFile(uki, append(bytes.Clone(w.three.UKI[:99]), w.three.UKI[100:]...), 0o600)
 		}, "not the one that"},

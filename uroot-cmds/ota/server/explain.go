@@ -35,7 +35,7 @@ const (
 )
 
 // A proxyError is what a proxy answers that does not connect. It says nothing of the
-// server: a proxy's 404 is no missing file.
+// server: a proxy's 404 is not a missing file.
 type proxyError struct {
 	proxy *url.URL
 	code  int
@@ -67,7 +67,7 @@ func plainError(err error) error {
 	if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "proxyconnect" {
 		return fmt.Errorf("proxy cannot be reached: %w: %s", dial.Err, proxySettings)
 	}
-	// Go has no type for it: net/http says so, and crypto/tls of what is no TLS.
+	// Go has no type for it: net/http says so, and crypto/tls of what is not TLS.
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok || err != nil && strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") {
 		return fmt.Errorf("%w: this port speaks http and not https: correct the port, or the address's beginning", err)
 	}

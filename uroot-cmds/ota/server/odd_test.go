@@ -218,7 +218,7 @@ func TestProxyAndCA(t *testing.T) {
 	if _, err := New(private.URL, Options{Proxy: "proxy:3128"}); err == nil {
 		t.Error("a proxy's address without http")
 	}
-	// A proxy's answer is none of the server's: its 404 is no missing file.
+	// A proxy's answer is none of the server's: its 404 is not a missing file.
 	for code, attempts := range map[int]int64{http.StatusNotFound: 1, http.StatusBadGateway: int64(quick.withDefaults().Attempts)} {
 		var asked atomic.Int64
 		refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { asked.Add(1); w.WriteHeader(code) }))

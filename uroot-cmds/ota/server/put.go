@@ -13,7 +13,7 @@ import (
 func Put(ctx context.Context, t Transport, name string, content []byte) error {
 	w, ok := t.(*web)
 	if !ok {
-		return fmt.Errorf("%s is no web server: nothing can be put there", t)
+		return fmt.Errorf("%s is not a web server: nothing can be put there", t)
 	}
 	if err := valid(name); err != nil {
 		return err

@@ -65,7 +65,7 @@ func TestPut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Put(t.Context(), d, "a.json", nil); err == nil || !strings.Contains(err.Error(), "no web server") {
+	if err := Put(t.Context(), d, "a.json", nil); err == nil || !strings.Contains(err.Error(), "not a web server") {
 		t.Errorf("a directory: %v", err)
 	}
 }

@@ -125,7 +125,7 @@ func Optional(t Transport) Transport {
 // valid refuses names that would lead elsewhere.
 func valid(name string) error {
 	if !filepath.IsLocal(name) || name == "." {
-		return fmt.Errorf("%q is no name on a server", name)
+		return fmt.Errorf("%q is not a name on a server", name)
 	}
 	return nil
 }

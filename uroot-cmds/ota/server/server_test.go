@@ -90,7 +90,7 @@ func TestTransports(t *testing.T) {
 				wants(t, err, "more than")
 				for _, bad := range []string{"../x", "/x", "", "."} {
 					_, err := tr.Get(ctx, bad, 10)
-					wants(t, err, "no name on a server")
+					wants(t, err, "not a name on a server")
 				}
 			}
 			if _, err := tr.Get(ctx, "os/none", 10); !errors.Is(err, ErrNotFound) {

@@ -90,7 +90,7 @@ func minute(s string) (int, error) {
 	}
 	t, err := time.Parse("15:04", s)
 	if err != nil || len(s) != len("15:04") {
-		return 0, errors.New("is no time of the day")
+		return 0, errors.New("is not a time of the day")
 	}
 	return t.Hour()*60 + t.Minute(), nil
 }

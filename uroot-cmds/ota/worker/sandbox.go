@@ -59,7 +59,7 @@ func needsOf(r *Request, getenv func(string) string) (needs, error) {
 	for _, address := range addresses {
 		u, err := url.Parse(address)
 		if err != nil {
-			return needs{}, errors.New("the address of the server or of a proxy is no URL") // it may hold a password
+			return needs{}, errors.New("the address of the server or of a proxy is not a URL") // it may hold a password
 		}
 		port, err := strconv.ParseUint(u.Port(), 10, 16)
 		switch {

@@ -157,7 +157,7 @@ func TestNoRoom(t *testing.T) {
 	}
 }
 
-// A flood of connections, a message without an end, and what is no message. FAULTS 114
+// A flood of connections, a message without an end, and what is not a message. FAULTS 114
 func TestHostile(t *testing.T) {
 	w := otadtest.New(t, failing)
 	s := New(w.Service, w)

@@ -82,7 +82,7 @@ func (s *Service) Fetch(w Wish) (*Job, error) {
 	return j, nil
 }
 
-// NextID is the ID of a job that is no fetch.
+// NextID is the ID of a job that is not a fetch.
 func (s *Service) NextID() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -123,7 +123,7 @@ func TestScan(t *testing.T) {
 	if all, err := r.Networks(t.Context()); err != nil || len(all) != 0 || m.Scans() != 1 {
 		t.Errorf("%v, %v", all, err)
 	}
-	// Those of hostile access points, and some that are gone or are no access points.
+	// Those of hostile access points, and some that are gone or are not access points.
 	points := []wifitest.Point{access1("Home", wpa2, 60), nil, {"Ssid": "Home"}, access1("\x1b[2J", 0, 99), access1(strings.Repeat("x", 4000), 0, 99), access1("", wpa2, 99)}
 	for i := range 3000 {
 		points = append(points, access1(fmt.Sprintf("\xff%d", i), wpa2, 1))

@@ -141,7 +141,7 @@ func networks(all []point) []Network {
 }
 
 // Name is a network's name as a terminal can show it: what is not plain text is quoted as in
-// Go, bytes that are no UTF-8 among it. Two networks never have the same.
+// Go, bytes that are not UTF-8 among it. Two networks never have the same.
 func Name(ssid []byte) string {
 	name := string(ssid)
 	quoted := strconv.Quote(name)

@@ -159,7 +159,7 @@ func (m *Manager) NoScan() {
 	m.noScan = true
 }
 
-// Slow has it take its time for each property, and have more devices that are no wireless ones.
+// Slow has it take its time for each property, and have more devices that are not wireless ones.
 func (m *Manager) Slow(each time.Duration, more int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
