@@ -16,9 +16,9 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/microcode/microcodetest"
+	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/bootjournal"
-	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/machinetest"
 	"halogenos.internal/initagent/staging"
@@ -183,7 +183,7 @@ func TestJournalUnreadable(t *testing.T) {
 // its place leads nowhere else.
 func TestSharedDirectory(t *testing.T) {
 	m := machinetest.ProvisionedMachine(t, nil)
-	shared := filepath.Join(m.Root, host.SystemDirectory, handover.SystemShared)
+	shared := filepath.Join(m.Root, host.SystemDirectory, statefiles.Directory)
 	if !slices.Contains(m.Mounted, shared) {
 		t.Errorf("mounted are %q", m.Mounted)
 	}
@@ -297,7 +297,7 @@ func judgedInTheEnd(m *machinetest.Machine, how string) {
 func TestReport(t *testing.T) {
 	m := machinetest.ProvisionedMachine(t, machinetest.Pinned)
 	read := func() (r bootinfo.Report) {
-		text, err := os.ReadFile(filepath.Join(m.Root, handover.RunDirectory, "boot.json"))
+		text, err := os.ReadFile(filepath.Join(m.Root, statefiles.RunDirectory, "boot.json"))
 		m.Must(err)
 		m.Must(json.Unmarshal(text, &r))
 		return r

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/statefiles"
 )
 
 // A Place says where things are.
@@ -31,8 +32,8 @@ type Place struct {
 // Linux is where they are in the recovery console and in the running system.
 func Linux() Place {
 	return Place{
-		Directories: []string{"/run/state/halogen/shared", Directory},
-		Report:      "/run/halogen/" + ReportName, BootID: "/proc/sys/kernel/random/boot_id",
+		Directories: []string{statefiles.AtConsole, statefiles.Directory},
+		Report:      statefiles.RunDirectory + "/" + ReportName, BootID: "/proc/sys/kernel/random/boot_id",
 	}
 }
 
@@ -77,10 +78,6 @@ func (p Place) Note(e journal.Entry) error {
 	return AppendJournal(directory, e)
 }
 
-// lockFile is what keeps two programs from changing the slots at once; ota holds
-// it, too.
-const lockFile = "ota.lock"
-
 // ErrBusy says that another program changes the slots just now.
 var ErrBusy = errors.New("an update is at work: try again when it is done")
 
@@ -91,7 +88,7 @@ func (p Place) Alone() (release func(), err error) {
 	if err != nil {
 		return func() {}, nil
 	}
-	f, err := os.OpenFile(filepath.Join(directory, lockFile), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(filepath.Join(directory, statefiles.LockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -11,11 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/initagent/hw"
 )
 
 // Directory is where the running system has what it shares with the boot.
-const Directory = "/var/lib/halogen"
+const Directory = statefiles.Directory
 
 // ReadJournal returns the entries, oldest first. No journal has none.
 func ReadJournal(directory string) ([]journal.Entry, error) {

@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -26,7 +27,7 @@ import (
 )
 
 // Directory is where the fetcher leaves releases: a directory for each version.
-const Directory = rootpart.Shared + "/fetch"
+const Directory = rootpart.Shared + "/" + statefiles.FetchDirectory
 
 // A Refusal is a release that is not staged, today or later. Any other error is
 // of the machine, and the release is looked at again at the next boot.

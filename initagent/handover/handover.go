@@ -23,6 +23,7 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/pgp"
 	"halogenos.internal/boot/stateconf"
+	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/fwupd"
 	"halogenos.internal/initagent/host"
@@ -30,9 +31,6 @@ import (
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/upper"
 )
-
-// RunDirectory is what the running system may read of this boot.
-const RunDirectory = "/run/halogen"
 
 // MountState mounts what state.conf names into the system. Without a root
 // partition it lies in memory and is gone at the next boot.
@@ -135,7 +133,7 @@ func mountBind(h *host.Host, lower, name string, subvolume bool) error {
 // WriteReport leaves what the running system, or where the boot has stopped the recovery
 // console, may know of this boot. f is what the boot has seen, and reason why it has come here.
 func WriteReport(h *host.Host, f bootflow.Facts, reason string, stopped bool) error {
-	directory := h.Path(RunDirectory)
+	directory := h.Path(statefiles.RunDirectory)
 	if err := os.MkdirAll(directory, 0o755); err != nil {
 		return err
 	}
@@ -224,9 +222,6 @@ func Start(h *host.Host, f bootflow.Facts) error {
 	return fmt.Errorf("%w: %w", ErrNoSystem, h.Mounts.SwitchRoot(h.Path(host.SystemDirectory), []string{"/sbin/init"}))
 }
 
-// SystemShared is where the running system sees rootpart.Shared.
-const SystemShared = "/var/lib/halogen"
-
 // mountShared shows it to the running system. No program but ours wants it, so
 // it is not worth a boot.
 func mountShared(h *host.Host) {
@@ -240,7 +235,7 @@ func mountShared(h *host.Host) {
 }
 
 func bindShared(h *host.Host) error {
-	target, err := directoryInSystem(h, SystemShared)
+	target, err := directoryInSystem(h, statefiles.Directory)
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
@@ -32,7 +33,7 @@ import (
 const Device = "root"
 
 // Directory is where its file system is while the initramfs is the root.
-const Directory = "/run/state"
+const Directory = statefiles.StateDirectory
 
 // MountOptions are those by which its file system is mounted. Of btrfs it is the tree at the
 // top, which has what the boot keeps, and not the default subvolume (btrfs-subvolume(8)),
@@ -55,7 +56,7 @@ const (
 	PhraseFile   = OwnDirectory + "/phrase"               // the second copy of the phrase; that it is there says that the machine has had one
 	UnseenFile   = OwnDirectory + "/phrase-unseen"        // why the machine has a phrase that nobody has seen yet; a word of [Unseen]
 	Copies       = OwnDirectory + "/esp"                  // of the ESP's files
-	Shared       = OwnDirectory + "/shared"               // what the running system shares with the boot: it sees this as /var/lib/halogen
+	Shared       = statefiles.OnRoot                      // what the running system shares with the boot: it sees this as /var/lib/halogen
 )
 
 // NoteFirstStart tells the running system that nothing but the systems of this version has

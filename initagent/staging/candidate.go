@@ -10,6 +10,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/rootpart"
@@ -27,7 +28,7 @@ type candidate struct {
 
 // checkRelease checks a release that the fetcher says is complete, the cheapest
 // first, and nothing is changed before all of it is good.
-func (s *stager) checkRelease(note *stagedNote) (*candidate, error) {
+func (s *stager) checkRelease(note *statefiles.Staged) (*candidate, error) {
 	if err := s.checkTurn(note); err != nil {
 		return nil, err
 	}
@@ -56,7 +57,7 @@ func (s *stager) checkRelease(note *stagedNote) (*candidate, error) {
 }
 
 // checkTurn refuses what is not to be staged now, whatever it is.
-func (s *stager) checkTurn(note *stagedNote) error {
+func (s *stager) checkTurn(note *statefiles.Staged) error {
 	v := note.Version
 	if v <= s.Contract.Version {
 		return fetched.Refuse("version %s is not newer than %s, which is running", v, s.Contract.Version)
@@ -81,7 +82,7 @@ func (s *stager) checkTurn(note *stagedNote) error {
 
 // checkFits refuses a release for what only this machine knows. The rest is in the
 // boot contracts, with which release.json must agree.
-func (s *stager) checkFits(note *stagedNote, r *release.Release) error {
+func (s *stager) checkFits(note *statefiles.Staged, r *release.Release) error {
 	switch {
 	case r.Version != note.Version:
 		return fmt.Errorf("%s is of version %s, want %s", release.FileName, r.Version, note.Version)

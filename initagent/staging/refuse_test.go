@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/initagent/bootjournal"
@@ -84,7 +85,7 @@ func TestStageRefuses(t *testing.T) {
 		"note of another format":           {func(p *machinetest.Parcel) { p.Note = `{"format":2,"version":"2","slot":"b"}` }, "is malformed"},
 		"note without a slot":              {func(p *machinetest.Parcel) { p.Note = `{"format":1,"version":"2","slot":"none"}` }, "is malformed"},
 		"note out of the directory":        {func(p *machinetest.Parcel) { p.Note = `{"format":1,"version":"../2","slot":"b"}` }, "cannot be read"},
-		"note that is too large":           {func(p *machinetest.Parcel) { p.Note = strings.Repeat(" ", staging.MaxNote+1) }, "more than"},
+		"note that is too large":           {func(p *machinetest.Parcel) { p.Note = strings.Repeat(" ", statefiles.MaxStaged+1) }, "more than"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m.T = t

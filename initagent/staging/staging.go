@@ -14,7 +14,7 @@ import (
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
-	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/boot/strictjson"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/fetched"
@@ -24,16 +24,10 @@ import (
 )
 
 // NoteFile is where the fetcher leaves its note.
-const NoteFile = rootpart.Shared + "/staged.json"
+const NoteFile = rootpart.Shared + "/" + statefiles.StagedName
 
 // Tries is how many tries a trial gets, the first time and the second.
 const Tries = 3
-
-// MaxNote bounds NoteFile in bytes, and noteFormat is its format's number.
-const (
-	MaxNote    = 4 << 10
-	noteFormat = 1
-)
 
 // AttemptsFile has the version that is being staged and how often that was begun,
 // while it is. MaxAttempts is how many beginnings a release gets.
@@ -41,13 +35,6 @@ const (
 	AttemptsFile = rootpart.OwnDirectory + "/staging"
 	MaxAttempts  = 3
 )
-
-// A stagedNote is what the fetcher leaves when a slot is complete.
-type stagedNote struct {
-	Format  int              `json:"format"`
-	Version contract.Version `json:"version"`
-	Slot    layout.Slot      `json:"slot"`
-}
 
 // State is what becomes of what systems have written when another one is staged.
 type State struct {
@@ -92,19 +79,19 @@ func (s *stager) nameOf(v contract.Version) (bls.Name, bool) {
 	return bls.Name{}, false
 }
 
-func (s *stager) readNote() (*stagedNote, error) {
-	text, err := s.Store.Read(NoteFile, MaxNote)
+func (s *stager) readNote() (*statefiles.Staged, error) {
+	text, err := s.Store.Read(NoteFile, statefiles.MaxStaged)
 	if errors.Is(err, hw.ErrUnfit) {
 		return nil, fetched.Refused(err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	note := new(stagedNote)
+	note := new(statefiles.Staged)
 	if err := strictjson.Decode(text, note); err != nil {
 		return nil, fetched.Refuse("what the fetcher left cannot be read: %w", err)
 	}
-	if note.Format != noteFormat || note.Version == 0 || !note.Slot.Valid() {
+	if note.Format != statefiles.StagedFormat || note.Version == 0 || !note.Slot.Valid() {
 		return note, fetched.Refuse("what the fetcher left is malformed: format %d, version %s, slot %s", note.Format, note.Version, note.Slot)
 	}
 	return note, nil
@@ -137,10 +124,10 @@ func Stage(h *host.Host, state State) error {
 // attempt counts the beginnings that have no end: the running system is blessed and
 // has no tries to lose, so a release that takes the machine down while it is looked
 // at would do so at every boot.
-func (s *stager) attempt(note *stagedNote) error {
+func (s *stager) attempt(note *statefiles.Staged) error {
 	var v contract.Version
 	n := 0
-	text, err := s.Store.Read(AttemptsFile, MaxNote)
+	text, err := s.Store.Read(AttemptsFile, statefiles.MaxStaged)
 	if err == nil {
 		_, _ = fmt.Sscanf(string(text), "%d %d", &v, &n) // or else it counts from the start
 	}
@@ -158,7 +145,7 @@ func (s *stager) attempt(note *stagedNote) error {
 	return errors.Join(err, s.Store.Remove(AttemptsFile))
 }
 
-func (s *stager) stageNoted(note *stagedNote) error {
+func (s *stager) stageNoted(note *statefiles.Staged) error {
 	c, err := s.checkRelease(note)
 	if err != nil {
 		return err

@@ -68,7 +68,7 @@ func (w *world) elsewhere() (print string, directory int64) {
 			directory += info.Size()
 		case name == "parts/system-b" || name == "parts/verity-b":
 			fmt.Fprintf(&out, "%s has %d bytes\n", name, info.Size())
-		case name == "disk" || strings.HasPrefix(name, "esp/") || name == filepath.Join(stateDirectory, lockFile):
+		case name == "disk" || strings.HasPrefix(name, "esp/") || path == w.path(filepath.Join(stateDirectory, lockFile)):
 			// A slot's names and its UKI go before it is filled: TestCutWhileEmptying.
 		case name == aliveFile || name == progressFile:
 			// How far it is, for `ota status`.

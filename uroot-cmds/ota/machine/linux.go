@@ -55,7 +55,7 @@ func Linux() *Machine {
 		OpenSystem: func() (string, error) { return sysimage.Open(h, "/") },
 		Services:   func() (health.Manager, string) { return health.Find("/", health.Command) },
 		Waiting:    waiting,
-		Snapshots:  hw.LinuxStore{Root: "/" + consoleRoot},
+		Snapshots:  hw.LinuxStore{Root: consoleRoot},
 		Online:     online,
 
 		Surroundings: places.Look, Use: places.Use, Obstacles: places.Obstacles, Reboot: places.Reboot,

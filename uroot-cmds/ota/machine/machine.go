@@ -28,6 +28,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/boot/strictjson"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/changes"
@@ -80,23 +81,23 @@ var ErrNotOpen = errors.New("no system is open through dm-verity")
 
 // Places, from Root on.
 const (
-	reportFile     = "run/halogen/" + bootinfo.ReportName
-	stateDirectory = "var/lib/halogen"
+	reportFile     = statefiles.RunDirectory + "/" + bootinfo.ReportName
+	stateDirectory = statefiles.Directory
 	contractFile   = contract.Path                    // at the recovery console
-	consoleState   = "run/state/halogen/shared"       // likewise
-	consoleRoot    = "run/state"                      // likewise
+	consoleState   = statefiles.AtConsole             // likewise
+	consoleRoot    = statefiles.StateDirectory        // likewise
 	consoleBound   = consoleRoot + "/bind/etc"        // likewise, where /etc is a directory that all systems share
 	bootID         = "proc/sys/kernel/random/boot_id" //
 )
 
 // Names in the state directory.
 const (
-	stagedFile     = "staged.json"
-	fetchDirectory = "fetch"
-	seenFile       = "fetch/seen.json"
-	slotFile       = "fetch/slot.json"
-	keyFile        = "fetch/release-key.pgp"
-	lockFile       = "ota.lock"
+	stagedFile     = statefiles.StagedName
+	fetchDirectory = statefiles.FetchDirectory
+	seenFile       = fetchDirectory + "/seen.json"
+	slotFile       = fetchDirectory + "/slot.json"
+	keyFile        = fetchDirectory + "/release-key.pgp"
+	lockFile       = statefiles.LockName
 )
 
 // maxFile bounds the small files that are read here, in bytes.
@@ -137,20 +138,20 @@ func (m *Machine) Running() (*Running, error) {
 	}
 	text, err := m.read(reportFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("/%s is not there: this system was not started by HalogenOS, and ota works only in one that was: run it on the installed machine", reportFile)
+		return nil, fmt.Errorf("%s is not there: this system was not started by HalogenOS, and ota works only in one that was: run it on the installed machine", reportFile)
 	}
 	if err != nil {
 		return nil, err
 	}
 	var r bootinfo.Report
 	if err := strictjson.Unmarshal(text, &r); err != nil {
-		return nil, fmt.Errorf("read /%s: %w", reportFile, err)
+		return nil, fmt.Errorf("read %s: %w", reportFile, err)
 	}
 	if r.Contract == nil || !r.Slot.Valid() {
-		return nil, fmt.Errorf("/%s does not say which system this is", reportFile)
+		return nil, fmt.Errorf("%s does not say which system this is", reportFile)
 	}
 	if err := r.Contract.Validate(); err != nil {
-		return nil, fmt.Errorf("/%s: %w", reportFile, err)
+		return nil, fmt.Errorf("%s: %w", reportFile, err)
 	}
 	return &Running{Contract: r.Contract, Slot: r.Slot}, nil
 }
@@ -402,20 +403,11 @@ func decodeStrictly(path string, v any) (bool, error) {
 	return true, nil
 }
 
-// A Staged is the release that the next boot is to stage.
-type Staged struct {
-	Format  int              `json:"format"`
-	Version contract.Version `json:"version"`
-	Slot    layout.Slot      `json:"slot"`
-}
-
-const stagedFormat = 1
-
 // staged returns what waits to be staged; nil is nothing.
-func (m *Machine) staged(r *Running) (*Staged, error) {
-	var s Staged
+func (m *Machine) staged(r *Running) (*statefiles.Staged, error) {
+	var s statefiles.Staged
 	ok, err := decode(m.state(r, stagedFile), &s)
-	if err != nil || !ok || s.Format != stagedFormat || s.Version == 0 {
+	if err != nil || !ok || s.Format != statefiles.StagedFormat || s.Version == 0 {
 		return nil, err
 	}
 	return &s, nil

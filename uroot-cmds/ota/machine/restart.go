@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/uroot-cmds/ota/when"
 )
 
@@ -49,7 +50,7 @@ func (m *Machine) RestartWhenDue(ctx context.Context) (*Restarting, error) {
 }
 
 // message is what those who are logged in are told.
-func message(s *Staged) string {
+func message(s *statefiles.Staged) string {
 	return fmt.Sprintf("The machine restarts into version %s of its system.", s.Version)
 }
 
@@ -57,7 +58,7 @@ func message(s *Staged) string {
 var errNoRelease = errors.New("no release waits for a restart: `ota fetch` fetches one. `reboot` restarts the machine all the same")
 
 // waiting is the release that waits for a restart; none is an error.
-func (m *Machine) waiting() (*Staged, error) {
+func (m *Machine) waiting() (*statefiles.Staged, error) {
 	r, err := m.system()
 	if err != nil {
 		return nil, err

@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
@@ -51,7 +52,7 @@ type Status struct {
 	Signed  bool               `json:"signed_updates"`
 	Corrupt bool               `json:"corrupt"` // dm-verity has seen a block that is
 	Systems []inventory.System `json:"systems"` // the one that starts next comes first
-	Staged  *Staged            `json:"staged,omitempty"`
+	Staged  *statefiles.Staged `json:"staged,omitempty"`
 	// Fetching is the version that is partly in the other slot; 0 is none.
 	Fetching contract.Version `json:"fetching,omitempty"`
 	// Waits says why this is no time to fetch; "" where it is one.

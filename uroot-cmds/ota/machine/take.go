@@ -23,6 +23,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/uroot-cmds/ota/worker"
@@ -284,7 +285,7 @@ func (u *update) stage(out *Outcome) error {
 	if err := u.keepNews(out); err != nil {
 		u.Tell(worker.Event{Note: fmt.Sprintf("its notes are not kept: %v", err)})
 	}
-	s := Staged{Format: stagedFormat, Version: out.Version, Slot: u.running.Slot.Other()}
+	s := statefiles.Staged{Format: statefiles.StagedFormat, Version: out.Version, Slot: u.running.Slot.Other()}
 	text, err := json.Marshal(s)
 	if err != nil {
 		return err

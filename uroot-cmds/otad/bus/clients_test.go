@@ -12,6 +12,7 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/ota/offer"
@@ -300,7 +301,7 @@ func TestMetainfoOfSlowServer(t *testing.T) {
 
 // Each version is there once, however many places have it.
 func TestVersions(t *testing.T) {
-	s := &machine.Status{Version: 7, Staged: &machine.Staged{Version: 8}, Systems: []inventory.System{
+	s := &machine.Status{Version: 7, Staged: &statefiles.Staged{Version: 8}, Systems: []inventory.System{
 		{Version: "8", Slot: layout.SlotB}, {Version: "7", Slot: layout.SlotA}, {Version: "6"},
 	}}
 	if got := versions(s, nil); len(got) != 2 || !got[0].Pending || !got[0].Newest || !got[1].Protected || got[1].Newest || got[1].Pending {
