@@ -93,6 +93,7 @@ type MismatchError struct {
 	PCRs []int // those that differ, in order
 }
 
+// Error implements error.
 func (e *MismatchError) Error() string {
 	return fmt.Sprintf("the event log does not account for PCR %s", strings.Trim(strings.Join(strings.Fields(fmt.Sprint(e.PCRs)), ", "), "[]"))
 }

@@ -46,6 +46,7 @@ func reasonOf(err error) reason {
 // any until then, and can be renewed.
 type EndsError struct{ text string }
 
+// Error implements error.
 func (e *EndsError) Error() string { return e.text }
 
 // Pinnable reports why machines should not get the key to keep: one that can

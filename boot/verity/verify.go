@@ -23,6 +23,7 @@ type CorruptError struct {
 	Offset int64  // of the block, in bytes from the start of its device
 }
 
+// Error implements error.
 func (e *CorruptError) Error() string {
 	switch e.Area {
 	case AreaData:

@@ -29,6 +29,7 @@ type Difference struct {
 	What string `json:"what"`
 }
 
+// String implements fmt.Stringer.
 func (d Difference) String() string { return d.Path + ": " + d.What }
 
 const (

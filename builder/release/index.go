@@ -137,6 +137,7 @@ type Delta struct {
 	Archive  int64 // bytes of the whole archive
 }
 
+// String implements fmt.Stringer.
 func (d *Delta) String() string {
 	patched := ""
 	if d.Patches > 0 {

@@ -65,6 +65,7 @@ func (f Directory) Versions(context.Context) ([]contract.Version, error) {
 	return all, nil
 }
 
+// String implements fmt.Stringer.
 func (f Directory) String() string { return string(f) }
 
 // Place implements Server.
@@ -165,6 +166,7 @@ func (w *Web) Versions(ctx context.Context) ([]contract.Version, error) {
 	return all, nil
 }
 
+// String implements fmt.Stringer.
 func (w *Web) String() string { return w.base.Redacted() }
 
 // Place implements Server.

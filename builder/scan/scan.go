@@ -46,6 +46,7 @@ type Finding struct {
 	Rule   string `json:"rule"`
 }
 
+// String implements fmt.Stringer.
 func (f Finding) String() string { return fmt.Sprintf("%s at byte %d: %s", f.File, f.Offset, f.Rule) }
 
 // A Scanner collects findings. Its methods may run at the same time.
@@ -317,6 +318,7 @@ const maxListed = 50 // findings in an error's text
 // A SecretsError names the secrets that are in the image.
 type SecretsError struct{ Findings []Finding }
 
+// Error implements error.
 func (e *SecretsError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "in the image there are accounts without a password, or secrets that every machine, and everybody who has a copy, would share (%d):", len(e.Findings))

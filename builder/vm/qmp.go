@@ -64,6 +64,7 @@ type QMPError struct {
 	Desc  string `json:"desc"`
 }
 
+// Error implements error.
 func (e *QMPError) Error() string { return e.Class + ": " + e.Desc }
 
 // newQMP takes over a connection and reads from it until it ends.

@@ -14,6 +14,7 @@ type MissingError struct {
 	Package string // the Debian package that brings it
 }
 
+// Error implements error.
 func (e *MissingError) Error() string {
 	return fmt.Sprintf("%s is missing: `apt-get install %s` brings it (Debian's name; other distributions have their own)", e.What, e.Package)
 }

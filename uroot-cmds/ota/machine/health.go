@@ -45,6 +45,7 @@ type Health struct {
 // An UnhealthyError says that services failed that did not fail before the update.
 type UnhealthyError struct{ Health *Health }
 
+// Error implements error.
 func (e *UnhealthyError) Error() string {
 	h := e.Health
 	why := "`journalctl -u " + h.Counted[0] + "` says why"

@@ -142,6 +142,7 @@ type CommandError struct {
 	Err     error
 }
 
+// Error implements error.
 func (e *CommandError) Error() string {
 	if e.Said == "" {
 		return fmt.Sprintf("%s: %v", e.Program, e.Err)
