@@ -13,7 +13,7 @@ import (
 // ordinary number whose home lies under /home.
 type People map[string][]byte
 
-// A Person is one of them, for people.
+// A Person is one of these accounts, as it is shown.
 type Person struct {
 	Name   Name
 	Number uint32
@@ -22,8 +22,8 @@ type Person struct {
 	Groups []Name
 }
 
-// PeopleOf picks them out of a machine's account files, by the files' names. What is not
-// understood is nobody's; it bounds nothing, since a merge has read the same files.
+// PeopleOf finds the people in a machine's account files, by the files' names. A line that is
+// not understood belongs to nobody. Nothing is bounded here: a merge has read the same files.
 func PeopleOf(files map[string][]byte) (People, []Person) {
 	of := func(file string) records { return parseRecords(files[file], fieldsOf(file)) }
 	var people []Person
@@ -65,12 +65,11 @@ func PeopleOf(files map[string][]byte) (People, []Person) {
 	return out, people
 }
 
-// WithoutServices are account files in which nobody is, by a name, what the system of an image
-// is; image has its passwd and its group. People whose name is a system user's of the image's
-// go: its services would run as them. A group that somebody has of their own, under the name
-// of a system group of the image's, gets another name: with the old one they were in the
-// image's group, and have what the image gives to that. The groups that the image has come
-// first, so that people are shown with these before all others.
+// WithoutServices returns account files without the people whose name is a system user's of an
+// image, whose services would run as them; image has its passwd and its group. A person's own
+// group with the name of a system group of the image gets another name: under the old one they
+// would be in the image's group, and have what the image gives to that. The groups that the image
+// has come first, so that people are shown with these before all others.
 func WithoutServices(files, image map[string][]byte) map[string][]byte {
 	if len(files["passwd"]) == 0 {
 		return files

@@ -8,7 +8,7 @@ import "slices"
 // One of the image's own system groups has the image's number: what a program of the image
 // runs as is its own, and no number of a person's. Nor has any other group a system number
 // that the image gives to another name, which could not run then: it gets an ordinary one.
-// Those whose first group it is follow it: else they were in the group that has its old
+// Those whose first group it is follow it: else they would be in the group that has its old
 // number in the image.
 func (s *seating) groupsThatStay() records {
 	primary := map[uint32]bool{}

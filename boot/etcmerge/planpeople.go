@@ -66,9 +66,9 @@ func (p *planner) services() (map[string][]byte, error) {
 	return out, nil
 }
 
-// seating gives people their places among an image's accounts. base is what of the
-// image's is not in their way, and ours the same with them: what is in their way counts as
-// new in the image, which a merge gives other numbers.
+// seating adds people to an image's accounts. base is the part of the image's that does not
+// conflict with them, and ours is base with them added: what conflicts counts as new in the image,
+// and a merge gives that other numbers.
 type seating struct {
 	*planner
 	people, image map[string]records
@@ -185,7 +185,7 @@ func joined(file string, image, mine record) record {
 	return out
 }
 
-// layRanges does it for subordinate numbers. Those of a name are one thing: where one of
+// layRanges is lay for subordinate numbers. Those of a name are one thing: where one of
 // them is in the way, all are.
 func (s *seating) layRanges(file string) {
 	image, here := s.image[file], s.people[file]

@@ -39,7 +39,7 @@ const (
 // (linux/input-event-codes.h).
 func Buttons() []uint8 { return []uint8{keyVolumeDown, keyVolumeUp, keyPower} }
 
-// Decode goes through the events that were read from a device. Bytes that are none stay unread. It
+// Decode goes through the events that were read from a device. It stops at bytes that are not a whole event. It
 // keeps none of them: a keyboard that has volume keys reports the letters of a secret as well.
 func Decode(read []byte) iter.Seq[Event] {
 	return func(yield func(Event) bool) {
@@ -64,10 +64,10 @@ type Input struct {
 
 // A Reader reads the events of one device.
 type Reader struct {
-	lost  bool // events; what follows up to the next report is not whole
+	lost  bool // events were lost: what follows up to the next report is incomplete
 	axes  [2]Axis
 	fresh [2]bool // nothing was lost of what the axis has reported
-	down  bool    // a finger, whose place is whole with the next report
+	down  bool    // a finger is down; its place is complete with the next report
 }
 
 // NewReader returns the reader of a device with these axes, which have no length where it is not

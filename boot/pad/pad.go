@@ -29,7 +29,7 @@ type cell struct {
 	key   byte
 }
 
-// columns is how many letters a row has. The cells of a row that has less are as much wider.
+// columns is how many letters a row has. A row with fewer cells has wider ones.
 const columns = 8
 
 // forKey is the pad for a recovery key: its letters (luks2), and what a keyboard has besides:
@@ -65,7 +65,7 @@ func letters(of string) (row []cell) {
 // A Pad is the pad at one screen. The zero Pad is for a recovery key, and is not shown.
 type Pad struct {
 	line        bool
-	row, number int // the cell that Choose takes: which of which row
+	row, number int // the cell that Choose takes: its row, and its place in that row
 	shown       bool
 	arrows      bool // moved by the arrows of a keyboard, whose Enter chooses then
 }

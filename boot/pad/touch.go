@@ -22,9 +22,8 @@ func (a Axis) at(value int32) int {
 	return int((min(max(int64(value), low), high) - low) * Whole / (high - low + 1))
 }
 
-// Turned returns the place on what Linux's console shows of a place on a panel, which is held
-// otherwise than it was made: by how many quarters of a turn, clockwise, the console is turned on
-// it (fbcon's rotate; Documentation/fb/fbcon.rst).
+// Turned converts a place on a panel to the place on Linux's console, which is turned on the panel by
+// that many quarters, clockwise (fbcon's rotate; Documentation/fb/fbcon.rst).
 func (p Point) Turned(quarters int) Point {
 	switch quarters {
 	case 1:
@@ -55,7 +54,7 @@ func (p *Pad) Touch(row, column, screen int) (key byte) {
 	return p.chosen()
 }
 
-// floor divides, and takes all that is negative for -1.
+// floor divides, rounding down; any negative result is -1.
 func floor(n, by int) int {
 	if n < 0 {
 		return -1
@@ -69,7 +68,7 @@ const (
 )
 
 // Touches reports whether a device with these keys and properties is touched where a screen is.
-// Drivers of such with several fingers report the first one as those with one do
+// A driver that tells several fingers apart reports the first as one that knows a single finger does
 // (input_mt_report_pointer_emulation).
 func Touches(keys, properties *Codes) bool {
 	return keys.has(codeTouch) && properties.has(propertyTouch)

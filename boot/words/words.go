@@ -151,7 +151,7 @@ func (l Language) Error(err error) string {
 	return err.Error()
 }
 
-// told is what goes into a text, in the language where the catalogue has it.
+// told are the arguments of a text, translated where the catalogue has them.
 func (l Language) told(args []any) []any {
 	out := slices.Clone(args)
 	for i, a := range out {
@@ -168,12 +168,12 @@ func (l Language) told(args []any) []any {
 // read are the languages that were read, by their codes.
 var read sync.Map
 
-// translations are a language's texts by the English ones.
+// translations are a language's texts, by the English ones.
 func translations(l Language) map[string]string {
 	if have, ok := read.Load(l); ok {
 		return have.(map[string]string)
 	}
-	text, _ := files.ReadFile(string(l) + ".po") // none has no texts
+	text, _ := files.ReadFile(string(l) + ".po") // a language without a file has no texts
 	of, err := parse(string(text))
 	if err != nil { // the tests have read it
 		of = nil

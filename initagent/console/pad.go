@@ -34,10 +34,10 @@ func newBoard(t *hw.Terminal) board {
 	return board{lines: int(size.Row), columns: int(size.Col)}
 }
 
-// buttons opens the machine's buttons for the pad of its first screen, and shows the pad once there are
-// such and no keyboard. What it returns takes what was pressed or touched since, and reports which
-// terminal that is for, whether anything was, and whether press has said of a key that the answer
-// is done.
+// buttons opens the machine's buttons for the pad of its first screen, and shows the pad where there are
+// buttons and no keyboard. The function pressed handles what was pressed or touched since its last call.
+// It reports the terminal, whether there was anything, and whether press has said that the answer is
+// done.
 func (c *Console) buttons(boards []*board, press func(at int, key byte) (done bool)) (pressed func() (from int, moved, done bool), closed func()) {
 	at := -1
 	for i := range boards {
@@ -89,8 +89,8 @@ func (b *board) offer(in *hw.Inputs) bool {
 	return offers
 }
 
-// silent has the pad's buttons type nothing: Linux's console has the sequence of F14 for the volume
-// key of a keyboard, which would stand in the line that the kernel edits, and on the screen.
+// silent keeps the pad's buttons from typing: Linux's console has the sequence of F14 for the volume
+// key of a keyboard, which would get into the line that the kernel edits, and onto the screen.
 func silent() (entries []keyboard.Entry) {
 	for _, key := range pad.Buttons() {
 		entries = append(entries, keyboard.Entry{Key: key, Value: hw.NoKey})
@@ -98,7 +98,7 @@ func silent() (entries []keyboard.Entry) {
 	return entries
 }
 
-// asked does what somebody asks of the pad at a terminal, and returns the key that this types; 0 is
+// asked carries out an input at the pad of a terminal, and returns the key that it types; 0 is
 // none. Where the cursor's row is not known, and so the pad's, a finger shows it.
 func (b *board) asked(t *hw.Terminal, sys fs.FS, in pad.Input) (key byte) {
 	if in.Move != pad.Touched {
@@ -169,7 +169,7 @@ func (e *lineEditor) shows() string {
 	return string(e.text)
 }
 
-// end takes the pad away, once the cursor is below the question or behind it.
+// end takes the pad away, once the cursor is below the question or after it.
 func (e *lineEditor) end() string {
 	if !e.drawn {
 		return ""

@@ -23,8 +23,8 @@ const (
 	maxEvents = 256
 	// lookEvery is how often Read looks for devices that have come.
 	lookEvery = time.Second
-	// maxLooking is how long it takes for that before the others have to wait for the next time: a
-	// device may keep its opening for the seconds that it takes to answer.
+	// maxLooking bounds how long Read opens devices at once; what is left is opened the next time. A
+	// device may take seconds to answer when it is opened.
 	maxLooking = time.Second
 )
 
@@ -63,7 +63,7 @@ func OpenInputs(sys fs.FS, dir string, axis func(fd, number int) (pad.Axis, erro
 // a keyboard is plugged in when somebody sees it.
 func (in *Inputs) look() {
 	in.looked = time.Now()
-	names, _ := fs.Glob(in.sys, "class/input/event*") // the pattern is a good one
+	names, _ := fs.Glob(in.sys, "class/input/event*") // the pattern is valid
 	maps.DeleteFunc(in.known, func(name string, _ bool) bool { return !slices.Contains(names, name) })
 	for _, name := range names {
 		if time.Since(in.looked) > maxLooking {
@@ -75,8 +75,8 @@ func (in *Inputs) look() {
 	}
 }
 
-// open opens a device of sysfs if it is of use, and reports whether it is known then. One that has just
-// come may have no node yet, and one that is going none any more.
+// open opens a device of sysfs if it is of use, and reports whether it is known then. A device that has
+// just come may have no node yet, and the node of one that is leaving may be gone.
 func (in *Inputs) open(name string) (known bool) {
 	keys, err := codesOf(in.sys, name, "capabilities/key")
 	if err != nil {
@@ -144,9 +144,8 @@ func InputAxis(fd, number int) (pad.Axis, error) {
 }
 
 // Read takes what has happened at the devices since, and calls do with what it asks of the pad.
-// It does not wait, and takes no more than a read of each device: one that never falls silent
-// keeps nobody waiting. One that is gone is read no longer; one that has come since is, after a
-// second at most.
+// It does not wait, and reads each device once, so that a device that reports without end delays
+// nobody. A device that is gone is dropped, and one that has come is read, after a second at most.
 func (in *Inputs) Read(do func(pad.Input)) {
 	if in.sys != nil && time.Since(in.looked) > lookEvery {
 		in.look()

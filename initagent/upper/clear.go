@@ -19,9 +19,9 @@ import (
 // for these directories and what keep says yes to by its name there ("x", "bind/y"). It
 // returns what a damaged file system does not let go.
 //
-// All of it loses its name first, which takes no time, and is on the disk without one
-// before anything goes, which may take minutes. Cut before that, some has its name still,
-// cut after it none has: the same call once more does the rest, each time.
+// All of it is renamed first, which takes no time, and the new names are on the disk before
+// anything is removed, which may take minutes. Cut before that, some of it has its old name
+// still; cut after it, none has. The same call once more does the rest, each time.
 func (s Store) ClearBut(in []string, keep func(name string) bool, step func(string) error) (stays []string, err error) {
 	if step == nil {
 		step = func(string) error { return nil }
@@ -56,7 +56,7 @@ func (s Store) ClearBut(in []string, keep func(name string) bool, step func(stri
 	return stays, nil
 }
 
-// asideBut takes the names of all that a directory holds, but for some.
+// asideBut renames all that a directory holds, but for some.
 func asideBut(d *os.File, keep func(name string) bool, step func(string) error) error {
 	f, err := reopen(d)
 	if err != nil {

@@ -200,8 +200,8 @@ func (w *disarming) shut(d *os.File) error {
 	return nil
 }
 
-// file takes them from a regular file. Nothing else of the system runs, so that the name
-// is that file's until then.
+// file takes setuid, setgid and capabilities from a regular file. Nothing else of the system runs,
+// so that the name stays that file's meanwhile.
 func (w *disarming) file(d *os.File, name string, mode uint32) error {
 	here := fmt.Sprintf("%s/%s", handle(int(d.Fd())), name)
 	_, err := unix.Lgetxattr(here, capability, nil)
@@ -224,9 +224,9 @@ func (w *disarming) file(d *os.File, name string, mode uint32) error {
 	return nil
 }
 
-// thawed does something, and where that is refused once more without what refuses it: limits, a
-// read-only subvolume, which is known as such by its top directory alone, and then the flags
-// of what it is done to.
+// thawed calls change. Where that is refused, it takes away what may refuse it, and calls it again:
+// limits, a read-only subvolume, which only its top directory tells, and then by own the flags of
+// the file itself.
 func (w *disarming) thawed(change func() error, own func() bool) error {
 	do := func() error { return unlimited(int(w.above[0].Fd()), change) }
 	err := do()

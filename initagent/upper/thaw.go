@@ -18,8 +18,9 @@ import (
 // limit of btrfs (a quota), which is EDQUOT for root, too, for as good as any change.
 
 // Unfrozen does something to names of the root partition, whether or not they are there yet.
-// Where a flag, a read-only subvolume or a limit refuses it, these go, and it is done once more: do
-// is what can be done twice. Cut in between, nothing but them is gone, and the same call goes on.
+// Where a flag, a read-only subvolume or a limit refuses it, these are taken away, and it is done
+// once more: do must bear being done twice. Cut in between, nothing but these is gone, and the
+// same call goes on.
 func (s Store) Unfrozen(do func() error, names ...string) error {
 	err := s.unlimited(do)
 	if !refused(err) {
@@ -31,7 +32,7 @@ func (s Store) Unfrozen(do func() error, names ...string) error {
 	return s.unlimited(do)
 }
 
-// unlimited is the function of that name, for a file system that is not open.
+// unlimited is the function unlimited, for the file system of the root partition.
 func (s Store) unlimited(do func() error) error {
 	top, err := s.directory(".")
 	if err != nil {
@@ -41,7 +42,7 @@ func (s Store) unlimited(do func() error) error {
 	return unlimited(int(top.Fd()), do)
 }
 
-// unlimited does something, and where a limit refuses it once more without any.
+// unlimited calls do. Where a limit of btrfs refuses it, it ends the limits and calls do once more.
 func unlimited(fd int, do func() error) error {
 	err := do()
 	if errors.Is(err, unix.EDQUOT) && subvolume.Unlimit(fd) == nil {
@@ -51,7 +52,7 @@ func unlimited(fd int, do func() error) error {
 }
 
 // thaw does [thawIn] with a name, or with the last directory on the way to it that is there.
-// What goes wrong is not told: what is done afterwards fails, then, and says why.
+// An error is not returned: what is done afterwards fails then, and says why.
 func (s Store) thaw(name string) {
 	for {
 		d, err := s.directory(path.Dir(name))

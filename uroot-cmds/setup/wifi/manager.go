@@ -18,7 +18,7 @@ var ErrNotAsked = errors.New("no wireless network is asked for")
 // Waits bound how long NetworkManager may take.
 type Waits struct {
 	Call    time.Duration // for an answer
-	Start   time.Duration // until it is on the bus, and has seen to what is plugged in
+	Start   time.Duration // until it is on the bus, and has tried what is plugged in
 	Device  time.Duration // until a wireless device can be used
 	Scan    time.Duration // until the device has looked for networks
 	Connect time.Duration // until there is an address
@@ -64,9 +64,9 @@ const (
 )
 
 // Connect finds NetworkManager on the bus at a socket, empty for the system's. It returns
-// ErrNotAsked where the machine has a way out already, or no NetworkManager.
+// ErrNotAsked where the machine has a connection already, or no NetworkManager.
 func Connect(ctx context.Context, socket string, w Waits) (*Radio, error) {
-	// The connection outlives ctx: what an attempt began with is taken back by it.
+	// The connection outlives ctx: it is needed to delete what an attempt has added.
 	bus, err := systembus.Connect(context.WithoutCancel(ctx), socket)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotAsked, err)
@@ -106,7 +106,7 @@ func (r *Radio) begin(ctx context.Context) error {
 	return err
 }
 
-// until looks again and again until it is so, or the time is over.
+// until polls a condition until it holds, or the time is over.
 func (r *Radio) until(ctx context.Context, limit time.Duration, is func() bool) bool {
 	end := time.Now().Add(limit)
 	for !is() {
@@ -263,8 +263,8 @@ func property[T any](v map[string]dbus.Variant, name string, into *T) (ok bool) 
 // Connect connects to a network, and tells how far it is. The password stays the caller's to
 // clear; copies of it are in this process until it ends, as the D-Bus library makes some.
 //
-// The connection is in NetworkManager's memory until it stands, and goes to the disk then:
-// cut before, nothing is left of it, as of one that fails.
+// The connection is in NetworkManager's memory until it is up, and is written to the disk then.
+// Interrupted before that it leaves nothing, and neither does one that fails.
 func (r *Radio) Connect(ctx context.Context, n Network, password []byte, tell func(string)) error {
 	if err := n.Security.Refused(); err != nil {
 		return err
@@ -289,7 +289,7 @@ func (r *Radio) Connect(ctx context.Context, n Network, password []byte, tell fu
 	}
 	attempt := &attempt{at: at, owner: r.owner, signals: signals, tell: tell, network: n}
 	if err := r.follow(ctx, attempt, activated); err != nil {
-		// It goes whether somebody waits for that or not.
+		// It is deleted even where nobody waits for that.
 		_ = r.call(context.WithoutCancel(ctx), made, connection+".Delete", nil)
 		return err
 	}
@@ -318,8 +318,8 @@ type attempt struct {
 	told    uint32
 }
 
-// follow waits until a connection stands. Whether it does its own state says; the device's
-// signals say how far it is, and why it failed, which is over when somebody looks.
+// follow waits until a connection is up, which its own state says. The device's signals say how far
+// it is, and why it failed: that state has passed by the time that it could be asked for.
 func (r *Radio) follow(ctx context.Context, a *attempt, activated dbus.ObjectPath) (err error) {
 	over := r.until(ctx, r.waits.Connect, func() bool {
 		state, getErr := get[uint32](ctx, r, activated, active, "State")

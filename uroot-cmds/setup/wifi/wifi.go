@@ -1,7 +1,7 @@
 // Package wifi brings a machine into a wireless network by NetworkManager.
 //
-// Anybody nearby says what networks there are: it bounds how many it takes, and has of each a
-// name that a terminal can show ([Name]). It sets up open networks and those with one password
+// Anyone nearby can announce networks: their number is bounded, and each gets a name that a
+// terminal can show ([Name]). It sets up open networks and those with one password
 // for all (WPA, WPA2 and WPA3 personal), and refuses WEP, which protects nothing. A password goes to
 // NetworkManager alone, in a message that no other process reads.
 package wifi
@@ -21,7 +21,7 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// Security is how a network keeps others out. The zero value is none of them.
+// Security is how a network is protected. The zero value is invalid.
 type Security int
 
 // The kinds of Security.
