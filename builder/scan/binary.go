@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"regexp"
+	"strings"
 )
 
 // opensshBinary finds an OpenSSH key without its armor (PROTOCOL.key): the
@@ -152,20 +153,25 @@ func dropbear(data []byte, at int) (int, bool) {
 		}
 		fields = append(fields, f)
 	}
+	return at - 4, dropbearKey(string(name), fields)
+}
+
+// dropbearKey reports whether the first fields of a kind of key can be one with its secret.
+func dropbearKey(name string, fields [][]byte) bool {
 	size := func(i int) int { return len(bytes.TrimLeft(fields[i], "\x00")) }
 	switch {
-	case string(name) == "ssh-rsa" && len(fields) == 5: // e, n, d, p, q, or n before e
+	case name == "ssh-rsa" && len(fields) == 5: // e, n, d, p, q, or n before e
 		n := max(size(0), size(1))
-		return at - 4, n >= 64 && min(size(0), size(1)) <= 8 && size(2) <= n && size(2) > n/2-8 && size(3) <= n/2+16 && size(4) <= n/2+16
-	case string(name) == "ssh-dss" && len(fields) == 5: // p, q, g, y, x
-		return at - 4, size(0) >= 64 && size(1) <= 32 && size(4) <= size(1) && size(4) >= 12
-	case string(name) == "ssh-ed25519" && len(fields) > 0:
-		return at - 4, len(fields[0]) == 64 && random(fields[0])
-	case string(name[:6]) == "ecdsa-" && len(fields) > 2 && bytes.HasSuffix(name, fields[0]): // curve, point, d
+		return n >= 64 && min(size(0), size(1)) <= 8 && size(2) <= n && size(2) > n/2-8 && size(3) <= n/2+16 && size(4) <= n/2+16
+	case name == "ssh-dss" && len(fields) == 5: // p, q, g, y, x
+		return size(0) >= 64 && size(1) <= 32 && size(4) <= size(1) && size(4) >= 12
+	case name == "ssh-ed25519" && len(fields) > 0:
+		return len(fields[0]) == 64 && random(fields[0])
+	case strings.HasPrefix(name, "ecdsa-") && len(fields) > 2 && strings.HasSuffix(name, string(fields[0])): // curve, point, d
 		d := len(fields[1]) / 2
-		return at - 4, fields[1][0] == 4 && size(2) <= d && size(2) > d-8
+		return fields[1][0] == 4 && size(2) <= d && size(2) > d-8
 	}
-	return 0, false
+	return false
 }
 
 // pvk finds a file of a private key of Microsoft's tools: whether it is

@@ -131,20 +131,8 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 	if err != nil {
 		return nil, seen, err
 	}
-	switch {
-	case len(signature) > 0 && key != nil:
-		if signature[0] < 0x80 && !bytes.HasPrefix(signature, []byte("-----BEGIN ")) {
-			return nil, seen, fmt.Errorf("%s is no OpenPGP signature but starts with %.20q", manifest.SignatureName, signature)
-		}
-		if err := key.Verify(bytes.NewReader(text), signature, s.now()); err != nil {
-			return nil, seen, fmt.Errorf("%w: %s: %w", ErrUnsettled, manifest.SignatureName, err)
-		}
-	case s.Signed == settings.Always && key == nil:
-		return nil, seen, errors.New("RequireSignedManifest is yes, and this image has no release key to check a signature with: set it to auto in " + settings.OwnerFile)
-	case s.Signed == settings.Always:
-		return nil, seen, fmt.Errorf("server has no %s, and RequireSignedManifest is yes: tell the distributor, or set it to auto in %s", manifest.SignatureName, settings.OwnerFile)
-	case s.Signed == settings.Auto && key != nil && s.Seen.Signed:
-		return nil, seen, fmt.Errorf("server has no %s any more: it may hide newer releases. If the distributor has given it up, set RequireSignedManifest=no in %s", manifest.SignatureName, settings.OwnerFile)
+	if err := s.checkSigned(text, signature, key); err != nil {
+		return nil, seen, err
 	}
 	m, err := manifest.Parse(text)
 	if err != nil {
@@ -176,6 +164,27 @@ func (s *Self) Manifest(text, signature []byte) (*manifest.Manifest, Seen, error
 		return nil, seen, errors.New("manifest names a PUBKEY: the server's releases are signed, and this image was built for unsigned ones (ReleaseKey=none). Install a signed image to change over")
 	}
 	return m, seen, nil
+}
+
+// checkSigned checks the signature of a manifest, and whether one may be missing. key is the
+// pinned one, or nil.
+func (s *Self) checkSigned(text, signature []byte, key *pgp.Key) error {
+	switch {
+	case len(signature) > 0 && key != nil:
+		if signature[0] < 0x80 && !bytes.HasPrefix(signature, []byte("-----BEGIN ")) {
+			return fmt.Errorf("%s is not an OpenPGP signature but starts with %.20q", manifest.SignatureName, signature)
+		}
+		if err := key.Verify(bytes.NewReader(text), signature, s.now()); err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrUnsettled, manifest.SignatureName, err)
+		}
+	case s.Signed == settings.Always && key == nil:
+		return errors.New("RequireSignedManifest is yes, and this image has no release key to check a signature with: set it to auto in " + settings.OwnerFile)
+	case s.Signed == settings.Always:
+		return fmt.Errorf("server has no %s, and RequireSignedManifest is yes: tell the distributor, or set it to auto in %s", manifest.SignatureName, settings.OwnerFile)
+	case s.Signed == settings.Auto && key != nil && s.Seen.Signed:
+		return fmt.Errorf("server has no %s any more: it may hide newer releases. If the distributor has given it up, set RequireSignedManifest=no in %s", manifest.SignatureName, settings.OwnerFile)
+	}
+	return nil
 }
 
 // mine refuses the list of another image's releases, which the same key may have signed.
