@@ -51,8 +51,8 @@ func otaBy(m *inventorytest.Machine, worksBy, dir string, args ...string) (code 
 	var stdout, stderr bytes.Buffer
 	code = Run(args, Streams{Out: &stdout, Err: &stderr}, func() *machine.Machine {
 		return &machine.Machine{Hardware: m.Hardware(), Root: dir, Worker: worker.Starter{Program: worksBy}, Now: time.Now, Corrupt: func() (bool, error) { return false, nil },
-			Services:     func() (health.Manager, string) { return nil, "" },
-			Surroundings: func(context.Context) when.Conditions { return when.Conditions{Battery: battery} },
+			Services: func() (health.Manager, string) { return nil, "" },
+			Waits:    machine.Waits{Surroundings: func(context.Context) when.Conditions { return when.Conditions{Battery: battery} }},
 			Waiting: func() (changes.Waiting, error) {
 				return changes.Waiting{Conflicts: []string{"/etc/hosts"}, LeftOut: []string{"/etc/a", "/var/b"}}, nil
 			}}

@@ -120,12 +120,14 @@ func newBox(t testing.TB) *box {
 		Corrupt:    func() (bool, error) { return b.corrupt, nil },
 		Waiting:    func() (changes.Waiting, error) { return b.waiting, nil },
 		OpenSystem: func() (string, error) { return b.path("sysroot"), b.noImage },
-		Online:     func() bool { return !b.offline },
-		LookEvery:  10 * time.Millisecond,
-		Surroundings: func(context.Context) when.Conditions {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			return b.around
+		Waits: Waits{
+			Online:    func() bool { return !b.offline },
+			LookEvery: 10 * time.Millisecond,
+			Surroundings: func(context.Context) when.Conditions {
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				return b.around
+			},
 		},
 	}
 	return b

@@ -56,9 +56,7 @@ func Linux() *Machine {
 		Services:   func() (health.Manager, string) { return health.Find("/", health.Command) },
 		Waiting:    waiting,
 		Snapshots:  hw.LinuxStore{Root: consoleRoot},
-		Online:     online,
-
-		Surroundings: places.Look, Use: places.Use, Obstacles: places.Obstacles, Reboot: places.Reboot,
+		Waits:      Waits{Online: online, Surroundings: places.Look, Use: places.Use, Obstacles: places.Obstacles, Reboot: places.Reboot},
 	}
 }
 

@@ -63,6 +63,11 @@ type Machine struct {
 	Waiting func() (changes.Waiting, error)
 	// Snapshots is the root partition's file system.
 	Snapshots snapshot.Store
+	Waits
+}
+
+// Waits are what a fetch and a restart wait for.
+type Waits struct {
 	// Online reports whether this machine has an address in a network.
 	Online func() bool
 	// Surroundings says how things are that a fetch waits for.

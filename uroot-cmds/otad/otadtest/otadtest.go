@@ -64,13 +64,10 @@ func New(t testing.TB, work string) *World {
 	open := func() *machine.Machine {
 		return &machine.Machine{
 			Hardware: m.Hardware(), Root: w.Dir, Worker: worker.Starter{Program: script}, Now: time.Now,
-			Corrupt:      func() (bool, error) { return false, nil },
-			Services:     func() (health.Manager, string) { return nil, "" },
-			Waiting:      func() (changes.Waiting, error) { return changes.Waiting{Conflicts: []string{"/etc/hosts"}}, nil },
-			Online:       func() bool { return true },
-			Surroundings: w.around,
-			Obstacles:    w.standing,
-			Reboot:       w.reboot,
+			Corrupt:  func() (bool, error) { return false, nil },
+			Services: func() (health.Manager, string) { return nil, "" },
+			Waiting:  func() (changes.Waiting, error) { return changes.Waiting{Conflicts: []string{"/etc/hosts"}}, nil },
+			Waits:    machine.Waits{Online: func() bool { return true }, Surroundings: w.around, Obstacles: w.standing, Reboot: w.reboot},
 		}
 	}
 	w.Service = service.New(open)
