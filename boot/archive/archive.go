@@ -1,6 +1,7 @@
 // Package archive reads and writes a release's archive: a tar inside gzip that
 // any tar unpacks, with release.json, its signature, the UKI, the boot manager,
-// the block index and the system image, in this order.
+// the block index and the system image, in this order. A system extension's has
+// release.json, its signature, the block index and the extension's file.
 //
 // It refuses every other archive, however well formed. A tar header is not
 // parsed but compared with the one that the signed release.json calls for, so
@@ -49,6 +50,9 @@ type Options struct {
 	// Members, if not nil, is told by a Reader of every gzip member behind the
 	// head, in order: its size in bytes, packed and unpacked.
 	Members func(packed, plain int)
+	// Extension is for a Reader of the archive of a system extension; a release's is
+	// then refused.
+	Extension bool
 }
 
 func (o Options) workers() int {

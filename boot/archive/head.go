@@ -36,8 +36,19 @@ type Head struct {
 
 // ReadHead reads an archive's head, has it authenticated and only then parses
 // it. src is the archive from its start, of which no byte more is read. One
-// that ends in the head gives io.ErrUnexpectedEOF.
+// that ends in the head gives io.ErrUnexpectedEOF. The archive of a system extension
+// is refused.
 func ReadHead(src io.Reader, authenticate Authenticate) (*Head, error) {
+	return readHead(src, authenticate, release.Parse)
+}
+
+// ReadExtensionHead is ReadHead for the archive of a system extension, which refuses a
+// release's. Whose extension it is, the caller compares (release.Release.MatchesExtension).
+func ReadExtensionHead(src io.Reader, authenticate Authenticate) (*Head, error) {
+	return readHead(src, authenticate, release.ParseExtension)
+}
+
+func readHead(src io.Reader, authenticate Authenticate, parse func([]byte) (*release.Release, error)) (*Head, error) {
 	from := &faulty{r: src}
 	r := &headReader{src: from}
 	h, err := r.header()
@@ -72,7 +83,7 @@ func ReadHead(src io.Reader, authenticate Authenticate) (*Head, error) {
 	if err := authenticate(head.Description, head.Signature); err != nil {
 		return nil, err
 	}
-	if head.Release, err = release.Parse(head.Description); err != nil {
+	if head.Release, err = parse(head.Description); err != nil {
 		return nil, err
 	}
 	if !head.Release.Published() {

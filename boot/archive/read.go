@@ -45,8 +45,12 @@ const maxUnpackers = 8
 func Open(ctx context.Context, src io.Reader, authenticate Authenticate, o Options) (*Reader, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	r := &Reader{ctx: ctx, cancel: cancel, src: bufio.NewReaderSize(src, 64<<10)}
+	read := ReadHead
+	if o.Extension {
+		read = ReadExtensionHead
+	}
 	var err error
-	if r.head, err = ReadHead(r.src, authenticate); err != nil {
+	if r.head, err = read(r.src, authenticate); err != nil {
 		cancel(err)
 		return nil, err
 	}

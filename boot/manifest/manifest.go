@@ -35,6 +35,17 @@ func ArchiveName(v contract.Version) string { return v.String() + "/" + v.String
 // ArchiveSignatureName is the detached signature over the archive.
 func ArchiveSignatureName(v contract.Version) string { return ArchiveName(v) + ".pgp" }
 
+// ExtensionArchiveName is the archive of a system extension of a release. An extension's
+// name starts with a letter, so that it is no version.
+func ExtensionArchiveName(v contract.Version, name string) string {
+	return v.String() + "/" + name + ".tar.gz"
+}
+
+// ExtensionSignatureName is the detached signature over it.
+func ExtensionSignatureName(v contract.Version, name string) string {
+	return ExtensionArchiveName(v, name) + ".pgp"
+}
+
 // ImageName is what IMAGE says of an image's manifest, which is its directory on a server.
 func ImageName(arch, imageID string) string { return arch + "/" + imageID }
 

@@ -65,11 +65,11 @@ type Release struct {
 	RootHash  contract.Hex `json:"root_hash"`
 	Salt      contract.Hex `json:"salt"`
 	ImageSize int64        `json:"image_size"`
-	SlotSize  int64        `json:"slot_size"`
+	SlotSize  int64        `json:"slot_size,omitzero"`
 
 	// PCR11 is the value that the UKI's measurements leave in PCR 11 of the
 	// SHA-256 bank before the kernel starts.
-	PCR11 contract.Hex `json:"pcr11"`
+	PCR11 contract.Hex `json:"pcr11,omitempty"`
 	// SourceDate is the date of everything in the release, in seconds since
 	// 1970 (SOURCE_DATE_EPOCH).
 	SourceDate int64 `json:"source_date"`
@@ -80,6 +80,10 @@ type Release struct {
 	// machine whose initagent does not know the field refuses the description
 	// (contract.Abilities.Revocations says which does), so it is left out without any.
 	Revocations []Revocations `json:"revocations,omitempty"`
+
+	// Extension is the name of the system extension that the archive has, and empty in
+	// the description of a release ([Release.ValidateExtension] has the differences).
+	Extension string `json:"extension,omitempty"`
 }
 
 // File returns the file of that name.
@@ -111,8 +115,12 @@ func (r *Release) Matches(c *contract.Contract) error {
 	return nil
 }
 
-// Validate reports the first thing that is wrong with the description.
+// Validate reports the first thing that is wrong with the description, of a release or
+// of a system extension.
 func (r *Release) Validate() error {
+	if r.Extension != "" {
+		return r.ValidateExtension()
+	}
 	if r.Format != Format {
 		return fmt.Errorf("%s %w %d, want %d", FileName, ErrFormat, r.Format, Format)
 	}
@@ -131,7 +139,7 @@ func (r *Release) Validate() error {
 	if r.SourceDate < 0 {
 		return fmt.Errorf("source date %d lies before 1970", r.SourceDate)
 	}
-	if err := r.validateFiles(); err != nil {
+	if err := r.validateFiles(r.rules()); err != nil {
 		return err
 	}
 	return r.validateRevocations()
@@ -162,20 +170,26 @@ const (
 	indexBlock = 18
 )
 
-func (r *Release) validateFiles() error {
-	type rule struct {
-		name string
-		efi  bool
-		max  int64
-	}
+// rule says what a file of a description is.
+type rule struct {
+	name string
+	efi  bool
+	max  int64 // bytes
+}
+
+// rules are those for the files of a release, in their order.
+func (r *Release) rules() []rule {
 	const maxUKI, maxBootManager = 512 << 20, 16 << 20
 	want := []rule{{UKIFile, true, maxUKI}, {BootManagerFile, true, maxBootManager}}
-	published := r.Published()
-	if published {
+	if r.Published() {
 		blocks := (r.ImageSize+maxUKI+maxBootManager)/4096 + 1
 		want = append(want, rule{IndexFile, false, 3*indexHead + indexBlock*blocks})
 	}
-	want = append(want, rule{ImageFile, false, r.ImageSize})
+	return append(want, rule{ImageFile, false, r.ImageSize})
+}
+
+func (r *Release) validateFiles(want []rule) error {
+	published := r.Published()
 	if len(r.Files) != len(want) {
 		return fmt.Errorf("%s names %d files, want %d", FileName, len(r.Files), len(want))
 	}
@@ -213,8 +227,16 @@ func (r *Release) Encode() ([]byte, error) {
 	return append(out, '\n'), nil
 }
 
-// Parse reads what Encode wrote.
+// Parse reads what Encode wrote of a release. That of a system extension is refused.
 func Parse(text []byte) (*Release, error) {
+	r, err := parse(text)
+	if err == nil && r.Extension != "" {
+		return nil, fmt.Errorf("%s describes the system extension %s, not a release", FileName, r.Extension)
+	}
+	return r, err
+}
+
+func parse(text []byte) (*Release, error) {
 	if len(text) > MaxSize {
 		return nil, fmt.Errorf("%s has %d bytes, more than %d", FileName, len(text), MaxSize)
 	}
