@@ -1,7 +1,7 @@
 // Package config reads uki.conf, the description of an image to be built.
 //
 // The section [UKI] is ukify's, as far as its keys are honoured here; [Image],
-// [Update] and [Initramfs] are our own. The package refuses whatever it does not know,
+// [Update], [Initramfs] and [Extension NAME] are our own. The package refuses whatever it does not know,
 // naming the line: a misspelled key would otherwise be a weaker image.
 package config
 
@@ -32,6 +32,8 @@ type Config struct {
 
 	// Modules of the initramfs, in the order of the file.
 	Modules []Module
+	// Extensions are the release's system extensions, in the order of the file.
+	Extensions []Extension
 	// Allow lists the findings of the search for secrets that are wanted.
 	Allow []scan.Allow
 	// Notes are for the person who builds: keys that have another name now.
@@ -177,9 +179,12 @@ func (r *reader) set(e entry) error {
 	if e.section == "Allow" {
 		return r.allow(e.key, e.value)
 	}
+	if first, _, _ := strings.Cut(e.section, " "); first == extensionSection {
+		return r.extension(e)
+	}
 	keys, ok := r.keys()[e.section]
 	if !ok {
-		return fmt.Errorf("unknown section [%s]: want [UKI], [Image], [Update], [Initramfs] or [Allow]", e.section)
+		return fmt.Errorf("unknown section [%s]: want [UKI], [Image], [Update], [Initramfs], [Extension NAME] or [Allow]", e.section)
 	}
 	set, ok := keys[e.key]
 	if !ok {

@@ -26,6 +26,12 @@ func TestManual(t *testing.T) {
 			}
 		}
 	}
+	for key := range new(reader).extensionKeys(new(Extension)) {
+		want = append(want, key)
+		if !strings.Contains(string(shipped), key+"=") {
+			t.Errorf("uki.conf says nothing of %s in [Extension NAME]", key)
+		}
+	}
 	for _, r := range scan.Rules() {
 		want = append(want, r.Name)
 	}

@@ -30,6 +30,11 @@ OCI image (a layout in a directory or an archive) or what docker save writes, an
 is never changed. Access control lists, labels, capabilities, holes and hard
 links are kept. To keep owners other than root and device nodes, run as root.
 
+An extension (--extension, or [Extension NAME] in uki.conf) is a source of the
+same kinds with files below usr/ and opt/ alone. NAME.raw, an EROFS image with
+its hash tree behind it, is what machines that have it enabled lay over the
+image; the UKI has its root hash.
+
 The same SRC, configuration and source date give the same bytes. The source
 date is SOURCE_DATE_EPOCH (seconds since 1970) or else the latest modification
 time of a file in SRC, directories not counted; nothing in the image is later,
@@ -49,12 +54,12 @@ type buildFlags struct {
 	agent, unencrypted, expiringKey             bool
 	movedAccounts                               bool
 
+	extensions []string
+
 	container containerFlags
 }
 
-func (c command) build(ctx context.Context, args []string) error {
-	var b buildFlags
-	f := flag.NewFlagSet("build", flag.ContinueOnError)
+func (b *buildFlags) define(f *flag.FlagSet) {
 	f.StringVar(&b.config, "config", "uki.conf", "description of the image, a `FILE`")
 	f.StringVar(&b.rootfs, "rootfs", "", "root file system, `SRC`")
 	f.StringVar(&b.version, "version", "", "version of the release, a decimal number `N`")
@@ -63,6 +68,10 @@ func (c command) build(ctx context.Context, args []string) error {
 	f.StringVar(&b.cache, "cache", "", "`DIR` for results by content, which make the next build faster and change no byte of it; made when missing, 256 MB at most, and may be deleted at any time. Who can write it can hide a secret from the search: it must be yours alone")
 	f.StringVar(&b.previous, "previous", "", "`DIR` of the build that this one follows: what its machines would refuse is refused here")
 	f.StringVar(&b.server, "server", "", "`ROOT` of the web server's directories, or the image's directory in it: says how many more releases fit machines, by the growth of the last, and refuses what they have no room for")
+	f.Func("extension", "add a system extension of the release, `NAME=SRC[,essential]`; may be repeated. One that uki.conf has gets this source. An essential one is needed to start where it is enabled", func(text string) error {
+		b.extensions = append(b.extensions, text)
+		return new(config.Config).AddExtension(text)
+	})
 	f.StringVar(&b.moduleKey, "module-key", "", "secret `KEY` of ModuleKey, which signs the kernel modules that are not signed")
 	f.StringVar(&b.modulePassword, "module-key-password-file", "", "`FILE` whose first line is that key's password")
 	f.BoolVar(&b.agent, "agent", false, "get that key's password from gpg-agent")
@@ -74,6 +83,12 @@ func (c command) build(ctx context.Context, args []string) error {
 	f.StringVar(&b.diskSize, "disk-size", "8G", "`SIZE` of disk.img, with K, M, G or T; it takes only what is written to it")
 	f.BoolVar(&b.json, "json", false, "print a summary in JSON on the standard output")
 	b.container.define(f)
+}
+
+func (c command) build(ctx context.Context, args []string) error {
+	var b buildFlags
+	f := flag.NewFlagSet("build", flag.ContinueOnError)
+	b.define(f)
 	rest, err := c.parse(f, args, buildSummary+containerSummary)
 	if err != nil {
 		return err
@@ -91,7 +106,7 @@ func (c command) build(ctx context.Context, args []string) error {
 	if b.container.on {
 		return c.buildInContainer(ctx, f, b, o)
 	}
-	if o.Config, err = config.Load(b.config); err != nil {
+	if o.Config, err = b.load(); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
 	c.warn(o)
@@ -123,6 +138,20 @@ func (c command) build(ctx context.Context, args []string) error {
 	}
 	o.Progress.Note("release %s of %s in %.1f s", r.Release.Version, r.Release.ImageID, time.Since(start).Seconds())
 	return c.built(b, r)
+}
+
+// load reads uki.conf, with what the command line adds to it.
+func (b *buildFlags) load() (*config.Config, error) {
+	conf, err := config.Load(b.config)
+	if err != nil {
+		return nil, err
+	}
+	for _, text := range b.extensions {
+		if err := conf.AddExtension(text); err != nil {
+			return nil, err
+		}
+	}
+	return conf, nil
 }
 
 // built says what was made.

@@ -59,7 +59,7 @@ func (n *containerFlags) define(f *flag.FlagSet) {
 // Options of build that belong to one of the two ways only.
 var (
 	containerOnly = []string{"engine", "network", "recipe", "base", "mirror", "profile", "stage3", "set", "release-key", "release-key-password-file"}
-	hostOnly      = []string{"rootfs", "agent", "json", "server", "cache"}
+	hostOnly      = []string{"rootfs", "agent", "json", "server", "cache", "extension"}
 )
 
 // checkWay refuses options that the way of building does not know.
@@ -91,6 +91,9 @@ func (c command) buildInContainer(ctx context.Context, f *flag.FlagSet, b buildF
 	// is made.
 	if o.Config, err = config.Load(b.config); err != nil {
 		return fmt.Errorf("configuration: %w", err)
+	}
+	if len(o.Config.Extensions) > 0 {
+		return fmt.Errorf("%s has extensions, whose sources the container does not see: build without --container", b.config)
 	}
 	if (n.releaseKey != "") != (len(o.Config.ReleaseKey) > 0) {
 		return c.misused(f, "--release-key goes with ReleaseKey= in %s: one is there, and not the other", b.config)

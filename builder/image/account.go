@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/version"
 	"halogenos.internal/builder/erofs"
+	"halogenos.internal/builder/rootfs"
 	"halogenos.internal/builder/sbom"
 )
 
@@ -96,8 +97,12 @@ func (b *build) bill() (*sbom.Bill, error) {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(b.Machine, modulesFile), err)
 	}
 	bill.Programs = append(bill.Programs, sbom.Program{Name: "initramfs/bin/bb", SHA256: digest(b.busybox.Program), Modules: append(modules, more...)})
-	programs, err := b.goPrograms()
+	programs, err := goPrograms(b.tree)
+	if err != nil {
+		return nil, err
+	}
 	bill.Programs = append(bill.Programs, programs...)
+	bill.Extensions, err = b.extensionBills()
 	for _, v := range microcode.Vendors() {
 		if b.microcode.Has(v) {
 			bill.Firmware = append(bill.Firmware, sbom.Firmware{Name: v.Path(), Supplier: v.Name(), SHA256: digest(b.microcode.File(v))})
@@ -108,10 +113,10 @@ func (b *build) bill() (*sbom.Bill, error) {
 
 const leastProgram = 256 << 10 // bytes; no Go program is smaller
 
-// goPrograms finds the programs in the tree that were written in Go.
-func (b *build) goPrograms() ([]sbom.Program, error) {
+// goPrograms finds the programs in a tree that were written in Go.
+func goPrograms(t *rootfs.Tree) ([]sbom.Program, error) {
 	var all []sbom.Program
-	err := filepath.WalkDir(b.tree.Dir(), func(file string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(t.Dir(), func(file string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
@@ -132,7 +137,7 @@ func (b *build) goPrograms() ([]sbom.Program, error) {
 		if err != nil {
 			return err
 		}
-		name, err := filepath.Rel(b.tree.Dir(), file)
+		name, err := filepath.Rel(t.Dir(), file)
 		all = append(all, sbom.Program{Name: filepath.ToSlash(name), SHA256: hex.EncodeToString(sum), Modules: modules})
 		return err
 	})
@@ -176,11 +181,17 @@ func (b *build) provenance(ctx context.Context, bill []byte) (*sbom.Provenance, 
 		p.Used = append(p.Used, sbom.Digest{Name: name, SHA256: digest(program)})
 	}
 	slices.SortFunc(p.Used[2:], func(x, y sbom.Digest) int { return strings.Compare(x.Name, y.Name) })
+	if err := b.extensionsUsed(p); err != nil {
+		return nil, err
+	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		p.Tools["go"] = info.GoVersion
 	}
 	for _, f := range b.release.Files {
 		p.Made = append(p.Made, sbom.Digest{Name: f.Name, SHA256: hex.EncodeToString(f.SHA256)})
+	}
+	for _, e := range b.extensions {
+		p.Made = append(p.Made, sbom.Digest{Name: release.ExtensionFile(e.Name), SHA256: hex.EncodeToString(e.sum)})
 	}
 	description, err := b.release.Encode()
 	if err != nil {
@@ -188,6 +199,25 @@ func (b *build) provenance(ctx context.Context, bill []byte) (*sbom.Provenance, 
 	}
 	p.Made = append(p.Made, sbom.Digest{Name: release.FileName, SHA256: digest(description)}, sbom.Digest{Name: BillFile, SHA256: digest(bill)})
 	return p, nil
+}
+
+// extensionsUsed adds what the extensions were made of, where there are any.
+func (b *build) extensionsUsed(p *sbom.Provenance) error {
+	var list []string
+	for _, e := range b.extensions {
+		source, err := sourceDigest(e.Source)
+		if err != nil {
+			return fmt.Errorf("hash the source of extension %s: %w", e.Name, err)
+		}
+		p.Used = append(p.Used, sbom.Digest{Name: "extension " + e.Name, SHA256: source})
+		if list = append(list, e.Name); e.Essential {
+			list[len(list)-1] += " essential"
+		}
+	}
+	if len(list) > 0 {
+		p.Parameters["extensions"] = list
+	}
+	return nil
 }
 
 // sourceDigest is the SHA-256 of an archive, or for a directory that of the list

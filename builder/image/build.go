@@ -117,7 +117,7 @@ func Build(ctx context.Context, o Options) (r *Result, err error) {
 	if err := b.openCache(); err != nil {
 		return nil, err
 	}
-	for _, step := range []func(context.Context) error{b.pinnable, b.follow, b.stage, b.find, b.complete, b.sameAccounts, b.pack, b.seal, b.judge, b.describe, b.plan, b.account, b.disk} {
+	for _, step := range []func(context.Context) error{b.pinnable, b.follow, b.checkExtensions, b.stage, b.find, b.complete, b.sameAccounts, b.stageExtensions, b.pack, b.packExtensions, b.seal, b.judge, b.describe, b.plan, b.account, b.disk} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -168,6 +168,8 @@ type build struct {
 	release   *release.Release
 	past      []room.Release
 	roomPlan  room.Plan
+
+	extensions []*extension
 }
 
 func (b *build) close() (err error) {
@@ -176,6 +178,11 @@ func (b *build) close() (err error) {
 	}
 	if b.tree != nil {
 		err = errors.Join(err, b.tree.Close())
+	}
+	for _, e := range b.extensions {
+		if e.tree != nil {
+			err = errors.Join(err, e.tree.Close())
+		}
 	}
 	return errors.Join(err, b.out.Close())
 }
@@ -390,7 +397,11 @@ func (b *build) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	initrd, ucode, err := b.placeMicrocode(first)
+	list, err := b.listExtensions()
+	if err != nil {
+		return err
+	}
+	initrd, ucode, err := b.placeMicrocode(append(first, list...))
 	if err != nil {
 		return err
 	}
@@ -465,6 +476,9 @@ func hashFile(path string) ([]byte, error) {
 // publish makes the results visible.
 func (b *build) publish() (*Result, error) {
 	names := []string{release.ImageFile, release.UKIFile, release.BootManagerFile, BillFile, ProvenanceFile}
+	for _, e := range b.extensions {
+		names = append(names, release.ExtensionFile(e.Name))
+	}
 	if b.Disk {
 		names = append(names, DiskFile)
 	}

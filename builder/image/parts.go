@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 	"unicode/utf8"
 
@@ -64,12 +63,8 @@ func findOSRelease(t *rootfs.Tree, c *config.Config, v contract.Version) ([]byte
 	text := []byte(c.OSRelease)
 	if c.OSRelease == "" {
 		var err error
-		text, err = t.ReadFile("etc/os-release", maxOSRelease)
-		if errors.Is(err, fs.ErrNotExist) {
-			text, err = t.ReadFile("usr/lib/os-release", maxOSRelease)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("os-release: %w", err)
+		if text, err = systemRelease(t); err != nil {
+			return nil, err
 		}
 	}
 	if !utf8.Valid(text) || bytes.ContainsRune(text, 0) {

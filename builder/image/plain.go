@@ -16,6 +16,7 @@ import (
 
 	"halogenos.internal/builder/initramfs"
 	"halogenos.internal/builder/modules"
+	"halogenos.internal/builder/rootfs"
 )
 
 // depmodFiles name modules' files; depmod's other files name modules.
@@ -45,7 +46,7 @@ func (b *build) plainModules(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	u := &unpacking{build: b}
+	u := &unpacking{tree: b.tree, release: b.parts.kernel.release}
 	if err := u.all(ctx, dir); err != nil {
 		return err
 	}
@@ -63,7 +64,8 @@ func (b *build) plainModules(ctx context.Context) error {
 
 // unpacking is the modules of a tree on their way to what they are without compression.
 type unpacking struct {
-	build         *build
+	tree          *rootfs.Tree
+	release       string     // of the kernel
 	mu            sync.Mutex // guards the tree, and the rest
 	count         int
 	before, after int64 // bytes
@@ -71,7 +73,7 @@ type unpacking struct {
 
 // all unpacks the modules below a directory, several at a time.
 func (u *unpacking) all(ctx context.Context, dir string) error {
-	top := u.build.tree.Dir()
+	top := u.tree.Dir()
 	var files, links []string
 	err := filepath.WalkDir(filepath.Join(top, dir), func(file string, d fs.DirEntry, err error) error {
 		if err != nil || modules.PlainName(file) == file {
@@ -118,7 +120,7 @@ func (u *unpacking) all(ctx context.Context, dir string) error {
 
 func (u *unpacking) one(name string) error {
 	u.mu.Lock()
-	raw, err := u.build.tree.ReadFile(name, maxModule)
+	raw, err := u.tree.ReadFile(name, maxModule)
 	u.mu.Unlock()
 	if err != nil {
 		return err
@@ -131,21 +133,20 @@ func (u *unpacking) one(name string) error {
 	defer u.mu.Unlock()
 	u.count++
 	u.before, u.after = u.before+int64(len(raw)), u.after+int64(len(plain))
-	return u.build.tree.ReplaceAs(name, modules.PlainName(name), plain)
+	return u.tree.ReplaceAs(name, modules.PlainName(name), plain)
 }
 
 // link has a link to a module that was unpacked lead there. One to anything else stays.
 func (u *unpacking) link(name string) error {
-	if _, err := u.build.tree.Resolve(name); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := u.tree.Resolve(name); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return u.build.tree.RenameLink(name, modules.PlainName)
+	return u.tree.RenameLink(name, modules.PlainName)
 }
 
 // depmod writes one of depmod's files again.
 func (u *unpacking) depmod(name string, plain func([]byte) ([]byte, error)) error {
-	t := u.build.tree
-	raw, err := t.ReadFile(name, maxDepmod)
+	raw, err := u.tree.ReadFile(name, maxDepmod)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -154,9 +155,9 @@ func (u *unpacking) depmod(name string, plain func([]byte) ([]byte, error)) erro
 	}
 	text, err := plain(raw)
 	if err != nil {
-		return fmt.Errorf("/%s %w: run `depmod %s` in the root file system", name, err, u.build.parts.kernel.release)
+		return fmt.Errorf("/%s %w: run `depmod %s` in the root file system", name, err, u.release)
 	}
-	return t.Replace(name, text)
+	return u.tree.Replace(name, text)
 }
 
 // plainFiles are the files that lie in the image without compression, for mkfs.erofs: modules

@@ -15,6 +15,7 @@ import (
 	"sync"
 
 	"halogenos.internal/builder/modules"
+	"halogenos.internal/builder/rootfs"
 	"halogenos.internal/builder/scan"
 )
 
@@ -166,20 +167,29 @@ func (b *build) signModules() error {
 		return errors.New("there is a key for kernel modules, but no certificate: name it with ModuleKey in [Image]")
 	}
 	done := b.Progress.Step("signing kernel modules")
-	signed := 0
 	directory, err := b.tree.Resolve(b.parts.kernel.modules)
 	if err != nil {
 		return err
 	}
-	err = filepath.WalkDir(filepath.Join(b.tree.Dir(), directory), func(file string, d fs.DirEntry, err error) error {
+	signed, err := b.signModulesOf(b.tree, directory)
+	if err != nil {
+		return err
+	}
+	done(fmt.Sprintf("%d were not signed", signed))
+	return nil
+}
+
+// signModulesOf signs those in a directory of a tree, and returns how many it has signed.
+func (b *build) signModulesOf(t *rootfs.Tree, directory string) (signed int, err error) {
+	err = filepath.WalkDir(filepath.Join(t.Dir(), directory), func(file string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() || !modules.IsModule(file) {
 			return err
 		}
-		name, err := filepath.Rel(b.tree.Dir(), file)
+		name, err := filepath.Rel(t.Dir(), file)
 		if err != nil {
 			return err
 		}
-		made, err := b.signModule(filepath.ToSlash(name))
+		made, err := b.signModule(t, filepath.ToSlash(name))
 		if err != nil {
 			return fmt.Errorf("kernel module /%s: %w", name, err)
 		}
@@ -188,19 +198,15 @@ func (b *build) signModules() error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	done(fmt.Sprintf("%d were not signed", signed))
-	return nil
+	return signed, err
 }
 
 const maxModule = 256 << 20 // bytes
 
 // signModule signs one module where it has no signature, and keeps what else
 // it has: mode, time, labels.
-func (b *build) signModule(name string) (bool, error) {
-	raw, err := b.tree.ReadFile(name, maxModule)
+func (b *build) signModule(t *rootfs.Tree, name string) (bool, error) {
+	raw, err := t.ReadFile(name, maxModule)
 	if err != nil {
 		return false, err
 	}
@@ -216,5 +222,5 @@ func (b *build) signModule(name string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return true, b.tree.Replace(name, packed)
+	return true, t.Replace(name, packed)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"path/filepath"
 	"syscall"
@@ -137,4 +138,22 @@ func (t *Tree) describe(name string) (Entry, error) {
 	}
 	e.Xattrs, err = readXattrs(filepath.Join(t.dir, name))
 	return e, err
+}
+
+// Adopt gives a directory the owner, the mode, the time and the attributes that it has in
+// another tree. One that is not in both stays as it is.
+func (t *Tree) Adopt(name string, from *Tree) error {
+	name, err := cleanName(name)
+	if err != nil {
+		return err
+	}
+	theirs := from.dirs[name]
+	if t.dirs[name] == nil || theirs == nil {
+		return nil
+	}
+	e := *theirs
+	e.Xattrs = maps.Clone(theirs.Xattrs)
+	t.dirs[name] = &e
+	delete(t.acls, name) // theirs are resolved
+	return nil
 }

@@ -28,6 +28,16 @@ type Bill struct {
 	Firmware []Firmware // that the kernel loads at its start
 	Kernel   string     // its release
 	Accounts []Account
+	// Extensions are files beside the image, which a machine may lay over it.
+	Extensions []Extension
+}
+
+// An Extension is a system extension of the image.
+type Extension struct {
+	Name     string
+	SHA256   string // hexadecimal, of its file
+	Packages []Package
+	Programs []Program // of Go
 }
 
 // A Program is a Go program.
@@ -70,26 +80,39 @@ func (b Bill) Encode() ([]byte, error) {
 		within = append(within, p.URL())
 	}
 	depend := []cyclonedx.Dependency{}
-	for _, p := range b.Programs {
+	program := func(p Program) string {
 		ref := "program/" + p.Name
-		add(cyclonedx.Component{
-			BOMRef: ref, Type: cyclonedx.ComponentTypeApplication, Name: p.Name,
-			Hashes: &[]cyclonedx.Hash{{Algorithm: cyclonedx.HashAlgoSHA256, Value: p.SHA256}},
-		})
-		within = append(within, ref)
+		add(hashed(cyclonedx.ComponentTypeApplication, ref, p.Name, p.SHA256))
 		var modules []string
 		for _, m := range p.Modules {
 			add(component(m))
 			modules = append(modules, m.URL())
 		}
 		depend = append(depend, cyclonedx.Dependency{Ref: ref, Dependencies: &modules})
+		return ref
+	}
+	for _, p := range b.Programs {
+		within = append(within, program(p))
+	}
+	for _, e := range b.Extensions {
+		ref := "extension/" + e.Name
+		add(hashed(cyclonedx.ComponentTypeFile, ref, e.Name, e.SHA256))
+		within = append(within, ref)
+		has := []string{}
+		for _, p := range e.Packages {
+			add(component(p))
+			has = append(has, p.URL())
+		}
+		for _, p := range e.Programs {
+			has = append(has, program(p))
+		}
+		depend = append(depend, cyclonedx.Dependency{Ref: ref, Dependencies: &has})
 	}
 	for _, f := range b.Firmware {
 		ref := "firmware/" + f.Name
-		add(cyclonedx.Component{
-			BOMRef: ref, Type: cyclonedx.ComponentTypeFirmware, Name: f.Name, Supplier: &cyclonedx.OrganizationalEntity{Name: f.Supplier},
-			Hashes: &[]cyclonedx.Hash{{Algorithm: cyclonedx.HashAlgoSHA256, Value: f.SHA256}},
-		})
+		c := hashed(cyclonedx.ComponentTypeFirmware, ref, f.Name, f.SHA256)
+		c.Supplier = &cyclonedx.OrganizationalEntity{Name: f.Supplier}
+		add(c)
 		within = append(within, ref)
 	}
 	depend = append([]cyclonedx.Dependency{{Ref: "image", Dependencies: &within}}, depend...)
@@ -102,6 +125,11 @@ func (b Bill) Encode() ([]byte, error) {
 		return nil, fmt.Errorf("write bill of materials: %w", err)
 	}
 	return out.Bytes(), nil
+}
+
+// hashed is a component that is one file.
+func hashed(kind cyclonedx.ComponentType, ref, name, sum string) cyclonedx.Component {
+	return cyclonedx.Component{BOMRef: ref, Type: kind, Name: name, Hashes: &[]cyclonedx.Hash{{Algorithm: cyclonedx.HashAlgoSHA256, Value: sum}}}
 }
 
 func component(p Package) cyclonedx.Component {

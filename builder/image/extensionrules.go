@@ -1,0 +1,237 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"halogenos.internal/builder/modules"
+	"halogenos.internal/builder/rootfs"
+)
+
+// releaseDir is where an extension says what it is for (systemd-sysext(8)).
+const releaseDir = "usr/lib/extension-release.d"
+
+// lookThrough refuses what an extension may not have (systemd-sysext(8)), and whatever
+// would hide a file of the image: the image stays what it is.
+func (b *build) lookThrough(e *extension) error {
+	top, err := e.tree.List(".")
+	if err != nil {
+		return err
+	}
+	if other := slices.DeleteFunc(slices.Clone(top), func(name string) bool { return name == "usr" || name == "opt" }); len(other) > 0 {
+		return fmt.Errorf("has /%s: an extension has nothing outside /usr and /opt (systemd-sysext(8)); take it out of the source, or put it below /usr", strings.Join(other, ", /"))
+	}
+	if len(top) == 0 {
+		return errors.New("is empty: want a source with files below usr/ or opt/")
+	}
+	files, setID := 0, ""
+	err = filepath.WalkDir(e.tree.Dir(), func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(e.tree.Dir(), file)
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if !d.IsDir() {
+			files++
+		}
+		if info.Mode()&(fs.ModeSetuid|fs.ModeSetgid) != 0 && !d.IsDir() {
+			setID = name
+		}
+		return b.lookAt(e, filepath.ToSlash(name), d)
+	})
+	if err != nil {
+		return err
+	}
+	if files == 0 {
+		return errors.New("has no file: want a source with files below usr/ or opt/")
+	}
+	if setID != "" {
+		b.Progress.Note("extension %s has programs that run with other rights than those of their callers (set-ID), such as /%s", e.Name, setID)
+	}
+	return nil
+}
+
+// lookAt judges one file of an extension.
+func (b *build) lookAt(e *extension, name string, d fs.DirEntry) error {
+	switch kind := d.Type(); {
+	case kind&(fs.ModeDevice|fs.ModeNamedPipe) != 0:
+		return fmt.Errorf("/%s is a device or a pipe: an extension has files, directories and symbolic links", name)
+	case strings.HasPrefix(path.Base(name), ".wh."):
+		return fmt.Errorf("/%s takes a file of another layer away, by its name: an extension only adds files", name)
+	case !d.IsDir() && (name == "usr" || name == "opt"):
+		return fmt.Errorf("/%s is no directory", name)
+	case name == "usr/lib/os-release":
+		return fmt.Errorf("has /%s, which says what system this is: that is the image's to say (systemd-sysext(8))", name)
+	case path.Dir(name) == releaseDir && name != releaseFileName(e.Name):
+		return fmt.Errorf("has /%s, which is another extension's: want its source to have none, or /%s", name, releaseFileName(e.Name))
+	case path.Dir(name) == "usr/lib/modules" && path.Base(name) != b.parts.kernel.release:
+		return fmt.Errorf("has /%s, modules of another kernel than the image's, which is %s", name, b.parts.kernel.release)
+	}
+	return b.hides(e, name, d)
+}
+
+// hides refuses a file that lies where the image has one. Directories are the same in both,
+// and then have the image's owner and mode.
+func (b *build) hides(e *extension, name string, d fs.DirEntry) error {
+	// Whatever is above it is a directory of the image, too: that was looked at before.
+	info, err := b.tree.Lstat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case d.IsDir() && info.IsDir():
+		return e.tree.Adopt(name, b.tree)
+	case d.IsDir():
+		return fmt.Errorf("/%s is a directory in the extension, and %s in the image, which it would hide: give its files the place that they have in the image", name, kindOf(info))
+	}
+	return fmt.Errorf("/%s is in the image, which the extension would hide: take it out of the source, or out of the root file system", name)
+}
+
+func kindOf(info fs.FileInfo) string {
+	if info.Mode().Type() == fs.ModeSymlink {
+		return "a symbolic link"
+	}
+	return "a file"
+}
+
+func releaseFileName(name string) string { return path.Join(releaseDir, "extension-release."+name) }
+
+// releaseKeys are the lines of os-release by which systemd-sysext compares an extension
+// with the system.
+var releaseKeys = []string{"ID", "VERSION_ID", "SYSEXT_LEVEL"}
+
+// releaseFile writes what the extension is for: the system of the image, in this version.
+// Where the source has the file, its other lines are kept.
+func (b *build) releaseFile(e *extension) error {
+	text, err := systemRelease(b.tree)
+	if err != nil {
+		return err
+	}
+	system, name := releaseLines(text), releaseFileName(e.Name)
+	had, err := e.tree.ReadFile(name, maxOSRelease)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if system["ID"] == "" {
+		system["ID"] = "linux" // os-release(5)
+	}
+	own := releaseLines(had)
+	var out strings.Builder
+	for _, key := range releaseKeys {
+		if is, ok := own[key]; ok && is != system[key] && (key != "ID" || is != "_any") {
+			return fmt.Errorf("/%s says %s=%s, and the image's os-release %s: correct it, or leave the file to the build", name, key, is, releaseValue(key, system))
+		}
+		if system[key] != "" {
+			fmt.Fprintf(&out, "%s=%s\n", key, quoted(system[key]))
+		}
+	}
+	fmt.Fprintf(&out, "IMAGE_ID=%s\nIMAGE_VERSION=%s\n", b.Config.ImageID, b.Version)
+	for _, key := range slices.Sorted(maps.Keys(own)) {
+		if !slices.Contains(releaseKeys, key) && key != "IMAGE_ID" && key != "IMAGE_VERSION" {
+			fmt.Fprintf(&out, "%s=%s\n", key, quoted(own[key]))
+		}
+	}
+	if err := e.tree.AddFile(name, []byte(out.String()), 0o644, b.Date); err != nil {
+		return fmt.Errorf("add /%s: %w", name, err)
+	}
+	// The two directories are of the build where the source or the image has none.
+	for _, dir := range []string{"usr/lib", "usr", "."} {
+		if err := e.tree.Adopt(dir, b.tree); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func releaseValue(key string, system map[string]string) string {
+	if system[key] == "" {
+		return "has no " + key
+	}
+	return key + "=" + system[key]
+}
+
+// releaseLines reads os-release(5), or what is written in the same way.
+func releaseLines(text []byte) map[string]string {
+	values := make(map[string]string)
+	for line := range strings.Lines(string(text)) {
+		key, value, ok := strings.Cut(strings.TrimSpace(line), "=")
+		if ok && key != "" && key[0] != '#' {
+			values[key] = strings.Trim(value, `"'`)
+		}
+	}
+	return values
+}
+
+// quoted is a value as os-release(5) has it.
+func quoted(value string) string {
+	if strings.ContainsFunc(value, func(r rune) bool {
+		return !strings.ContainsRune("._-+:/~", r) && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+	}) {
+		return `"` + value + `"`
+	}
+	return value
+}
+
+// claims are the names of what extensions have, and of which each is: true for a
+// directory. A machine has any of them enabled, in no order that an owner would know.
+type claims map[string]claim
+
+type claim struct {
+	extension string
+	dir       bool
+}
+
+// add refuses what another extension has, but for directories and depmod's files, which
+// are merged.
+func (c claims) add(e *extension) error {
+	return filepath.WalkDir(e.tree.Dir(), func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(e.tree.Dir(), file)
+		if err != nil {
+			return err
+		}
+		if strings.HasPrefix(name, "usr/lib/modules/") && strings.HasPrefix(path.Base(name), "modules.") {
+			return nil
+		}
+		if strings.HasPrefix(name, "usr/lib/modules/") && modules.IsModule(name) {
+			// Modules are loaded by their names, wherever they lie.
+			base, _, _ := strings.Cut(path.Base(name), ".ko")
+			name = "usr/lib/modules/**/" + strings.ReplaceAll(base, "-", "_") + ".ko"
+		}
+		have, ok := c[name]
+		if ok && !(have.dir && d.IsDir()) {
+			return fmt.Errorf("/%s is in the extension %s, too, and a machine may have both: leave it in one, or put it into the image", name, have.extension)
+		}
+		if !ok {
+			c[name] = claim{e.Name, d.IsDir()}
+		}
+		return nil
+	})
+}
+
+// systemRelease is the text of the image's os-release.
+func systemRelease(t *rootfs.Tree) ([]byte, error) {
+	text, err := t.ReadFile("etc/os-release", maxOSRelease)
+	if errors.Is(err, fs.ErrNotExist) {
+		text, err = t.ReadFile("usr/lib/os-release", maxOSRelease)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("os-release: %w", err)
+	}
+	return text, nil
+}
