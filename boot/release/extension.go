@@ -93,7 +93,7 @@ func (r *Release) MatchesExtension(c *contract.Contract, e *contract.Extension) 
 		{"image size", fmt.Sprint(r.ImageSize), fmt.Sprint(e.ImageSize)},
 	} {
 		if pair.have != pair.want {
-			return fmt.Errorf("extension %s: %s is %s in its %s, and %s in the release's UKI", e.Name, pair.name, pair.have, FileName, pair.want)
+			return fmt.Errorf("%s is %s in the extension's %s, and %s in the release's UKI", pair.name, pair.have, FileName, pair.want)
 		}
 	}
 	return nil

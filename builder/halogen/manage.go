@@ -350,9 +350,13 @@ func (c command) archive(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if !r.Signed {
-		fmt.Fprintf(c.stderr, "%s is not signed: sign %s (gpg --detach-sign --output %[2]s.pgp %[2]s) and run this again, unless the image has pinned no key\n", r.Archive, r.Description)
+	for _, a := range append([]release.ArchiveResult{*r}, r.Extensions...) {
+		if !a.Signed {
+			fmt.Fprintf(c.stderr, "%s is not signed: sign %s (gpg --detach-sign --output %[2]s.pgp %[2]s) and run this again, unless the image has pinned no key\n", a.Archive, a.Description)
+		}
+		if _, err := fmt.Fprintln(c.stdout, a.Archive); err != nil {
+			return err
+		}
 	}
-	_, err = fmt.Fprintln(c.stdout, r.Archive)
-	return err
+	return nil
 }

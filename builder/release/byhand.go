@@ -34,6 +34,10 @@ type ArchiveResult struct {
 	Archive     string `json:"archive"`
 	Description string `json:"description"` // release.json, to be signed
 	Signed      bool   `json:"signed"`      // release.json's signature is in the archive
+	// Extension is the name of the extension whose archive it is; empty for the release's.
+	Extension string `json:"extension,omitempty"`
+	// Extensions are those of the release, each with an archive of its own.
+	Extensions []ArchiveResult `json:"extensions,omitempty"`
 }
 
 // Archive writes a build's archive and, beside it, the release.json that is in it.
@@ -51,22 +55,32 @@ func Archive(ctx context.Context, o ArchiveOptions) (*ArchiveResult, error) {
 	if err := makeDirectories(o.Out); err != nil {
 		return nil, err
 	}
-	signature, err := files.Read(filepath.Join(o.Out, archive.SignatureFile), pgp.MaxSignature)
+	r, err := b.archive(ctx, o.Out, filepath.Base(manifest.ArchiveName(b.release.Version)), release.FileName, o.Now)
+	if err != nil {
+		return nil, err
+	}
+	r.Extensions, err = b.archiveExtensions(ctx, o)
+	return r, err
+}
+
+// archive writes the archive of a release or of an extension, with the signature that lies
+// beside its description.
+func (b *build) archive(ctx context.Context, out, name, describedBy string, now time.Time) (*ArchiveResult, error) {
+	signature, err := files.Read(filepath.Join(out, describedBy+".pgp"), pgp.MaxSignature)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	name := filepath.Base(manifest.ArchiveName(b.release.Version))
-	r := &ArchiveResult{Archive: filepath.Join(o.Out, name), Description: filepath.Join(o.Out, release.FileName), Signed: len(signature) > 0}
+	r := &ArchiveResult{Archive: filepath.Join(out, name), Description: filepath.Join(out, describedBy), Signed: len(signature) > 0}
 	if r.Signed && len(b.contract.ReleaseKey) == 0 {
 		return nil, errors.New("the image has pinned no release key (ReleaseKey=none), so that no machine would check a signature")
 	}
 	sign := func(description []byte) ([]byte, error) {
-		if err := writeFile(o.Out, release.FileName, description); err != nil || !r.Signed {
+		if err := writeFile(out, describedBy, description); err != nil || !r.Signed {
 			return nil, err
 		}
-		return b.binary(description, signature, o.Now)
+		return b.binary(description, signature, describedBy, now)
 	}
-	f, err := os.CreateTemp(o.Out, unfinished)
+	f, err := os.CreateTemp(out, unfinished)
 	if err != nil {
 		return nil, err
 	}
@@ -74,20 +88,20 @@ func Archive(ctx context.Context, o ArchiveOptions) (*ArchiveResult, error) {
 	if err := errors.Join(err, finish(f)); err != nil {
 		return nil, errors.Join(fmt.Errorf("write %s: %w", name, err), os.Remove(f.Name()))
 	}
-	return r, place(o.Out, f.Name(), name)
+	return r, place(out, f.Name(), name)
 }
 
 // binary checks a signature that somebody has made over the description.
-func (b *build) binary(description, signature []byte, now time.Time) ([]byte, error) {
+func (b *build) binary(description, signature []byte, name string, now time.Time) ([]byte, error) {
 	key, err := pgp.ParseKey(b.contract.ReleaseKey)
 	if err != nil {
 		return nil, fmt.Errorf("the image's pinned release key: %w", err)
 	}
 	if err := lasts(signature); err != nil {
-		return nil, fmt.Errorf("%s: %w", archive.SignatureFile, err)
+		return nil, fmt.Errorf("%s.pgp: %w", name, err)
 	}
 	if err := key.Verify(bytes.NewReader(description), signature, now); err != nil {
-		return nil, fmt.Errorf("%s: %w. It must be over the %s beside it, by the key %s: gpg --local-user %[4]s --detach-sign %[3]s", archive.SignatureFile, err, release.FileName, key.Fingerprint())
+		return nil, fmt.Errorf("%s.pgp: %w. It must be over the %[1]s beside it, by the key %[3]s: gpg --local-user %[3]s --detach-sign %[1]s", name, err, key.Fingerprint())
 	}
 	return signature, nil
 }

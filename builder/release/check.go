@@ -87,6 +87,8 @@ type build struct {
 	text     []byte // release.json
 	contract *contract.Contract
 	able     contract.Abilities
+	// extensions are those that the UKI lists.
+	extensions []contract.Extension
 }
 
 // badBuild says what a build that cannot be read needs.
@@ -94,7 +96,7 @@ func badBuild(dir string, err error) error {
 	return fmt.Errorf("build %s: %w: make it (again) with 'halogen build --out %[1]s'", dir, err)
 }
 
-// loadBuild reads a build and checks everything but the system image.
+// loadBuild reads a build and checks everything but the system image and the extensions.
 func loadBuild(dir string) (*build, error) {
 	b := &build{dir: dir}
 	var err error
@@ -120,10 +122,25 @@ func loadBuild(dir string) (*build, error) {
 				return nil, err
 			}
 			b.able = abilities(image)
+			if b.extensions, err = extensionsOf(image); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if b.contract == nil {
 		return nil, errors.New("has no UKI")
 	}
 	return b, nil
+}
+
+// hashOf is the SHA-256 of a file from its start.
+func hashOf(f io.ReadSeeker) ([]byte, error) {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return nil, err
+	}
+	return h.Sum(nil), nil
 }

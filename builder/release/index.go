@@ -269,18 +269,23 @@ func readIndex(r io.Reader, authenticate archive.Authenticate) (*archive.Head, *
 	if err != nil {
 		return nil, nil, err
 	}
+	index, err := indexBehind(r, head)
+	return head, index, err
+}
+
+// indexBehind reads the index of an archive whose head was read.
+func indexBehind(r io.Reader, head *archive.Head) (*blockindex.Index, error) {
 	at, _ := head.Place(release.IndexFile)
 	if _, err := io.CopyN(io.Discard, r, at.Offset-head.Size); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	content, err := head.Content(r, release.IndexFile)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	raw, err := io.ReadAll(content) // as long as the description says
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	index, err := openIndex(head, raw)
-	return head, index, err
+	return openIndex(head, raw)
 }

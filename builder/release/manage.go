@@ -104,6 +104,9 @@ func Promote(ctx context.Context, o Manage, v contract.Version, c manifest.Chann
 		if err := s.takeable(want, must...); err != nil {
 			return err
 		}
+		if err := s.whole(ctx, want); err != nil {
+			return err
+		}
 		offerAgain(m, v, s.note)
 		for _, w := range m.Withdrawn {
 			if w.Version > v && reaches(w.Channel, c) {
@@ -135,6 +138,11 @@ func olderThan(all map[contract.Version]*published, v contract.Version) []*publi
 		older = append(older, all[v])
 	}
 	return older
+}
+
+// whole refuses a release whose extensions are not all there.
+func (s *site) whole(ctx context.Context, p *published) error {
+	return source{Directory(s.dir), s.key, s.now}.wholeExtensions(ctx, p)
 }
 
 // takeable refuses a release that machines would not take now, though its signature
@@ -334,7 +342,9 @@ type Listed struct {
 	Epoch    uint64             `json:"epoch"`
 	Size     int64              `json:"size"` // bytes of the archive
 	SignedBy string             `json:"signed_by,omitempty"`
-	Problem  string             `json:"problem,omitempty"`
+	// Extensions are the names of the release's.
+	Extensions []string `json:"extensions,omitempty"`
+	Problem    string   `json:"problem,omitempty"`
 }
 
 // List returns the releases on a server, the newest first. It changes nothing.
@@ -392,7 +402,14 @@ func describe(ctx context.Context, s Server, m *manifest.Manifest, key *pgp.Key,
 		return l
 	}
 	l.Date, l.Epoch, l.Size, l.SignedBy = time.Unix(p.release.SourceDate, 0).UTC(), p.release.Epoch, p.size, p.signer()
-	if err := (&site{key: key, now: now}).takeable(p); err != nil {
+	for _, e := range p.extensions {
+		l.Extensions = append(l.Extensions, e.Name)
+	}
+	err = (&site{key: key, now: now}).takeable(p)
+	if err == nil {
+		err = source{s, key, now}.wholeExtensions(ctx, p)
+	}
+	if err != nil {
 		l.Problem = err.Error()
 	}
 	return l
@@ -410,5 +427,9 @@ func (l Listed) String() string {
 	if l.Problem != "" {
 		return fmt.Sprintf("%-12s %-20s PROBLEM: %s", l.Version, strings.Join(names, ","), l.Problem)
 	}
-	return fmt.Sprintf("%-12s %-20s %s  epoch %-3d %8.1f MB  %s", l.Version, strings.Join(names, ","), l.Date.Format(time.DateOnly), l.Epoch, float64(l.Size)/1e6, l.SignedBy)
+	extensions := ""
+	if len(l.Extensions) > 0 {
+		extensions = "  with " + strings.Join(l.Extensions, ", ")
+	}
+	return fmt.Sprintf("%-12s %-20s %s  epoch %-3d %8.1f MB  %s%s", l.Version, strings.Join(names, ","), l.Date.Format(time.DateOnly), l.Epoch, float64(l.Size)/1e6, l.SignedBy, extensions)
 }

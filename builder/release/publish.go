@@ -91,6 +91,8 @@ type publisher struct {
 	sign   bool // the manifest
 	notes  []byte
 	result *Result
+	// extensions are the builds of the release's, in the UKI's order.
+	extensions []*build
 	// patches are made before anything is written.
 	patches []patched
 }
@@ -134,7 +136,9 @@ func Publish(ctx context.Context, o Options) (r *Result, err error) {
 			return nil, err
 		}
 	}
-	p.result.Delta = noteDelta(ctx, source{Directory(p.dir), p.site.key, p.Now}, b.release.Version, p.Note)
+	from := source{Directory(p.dir), p.site.key, p.Now}
+	p.result.Delta = noteDelta(ctx, from, b.release.Version, p.Note)
+	noteDeltas(ctx, from, p.result.Delta, b.release.Version, p.Note)
 	return p.result, nil
 }
 
@@ -304,14 +308,19 @@ func (p *publisher) loadSigner(context.Context) error {
 	return err
 }
 
-// hash compares the system image with the boot contract's root hash.
+// hash compares the system image with the boot contract's root hash, and the extensions
+// with what the UKI lists.
 func (p *publisher) hash(ctx context.Context) error {
 	f, err := os.Open(filepath.Join(p.Build, release.ImageFile))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return checkImage(ctx, p.build.contract, f)
+	if err := checkImage(ctx, p.build.contract, f); err != nil {
+		return err
+	}
+	p.extensions, err = p.build.allExtensions(ctx)
+	return err
 }
 
 // writeRelease puts archive and signature in place, both in one step: their
@@ -362,6 +371,9 @@ func (p *publisher) reuse(ctx context.Context) error {
 	if !bytes.Equal(text, p.build.text) {
 		return fmt.Errorf("release %s is on the server already, with other content: a version is never published twice", v)
 	}
+	if err := p.reuseExtensions(ctx, have); err != nil {
+		return err
+	}
 	info, err := os.Stat(p.result.Archive)
 	if err != nil {
 		return err
@@ -385,21 +397,30 @@ func (p *publisher) replace(ctx context.Context, v contract.Version) error {
 	return os.RemoveAll(old)
 }
 
-// fill writes archive and signature into a directory of their own.
+// fill writes archives and signatures into a directory of their own.
 func (p *publisher) fill(ctx context.Context, dir string) error {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return err
 	}
-	name := filepath.Base(p.result.Archive)
-	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
-	if err != nil {
+	var err error
+	if p.result.Size, err = p.writeArchive(ctx, dir, filepath.Base(p.result.Archive), p.build); err != nil {
 		return err
 	}
+	return errors.Join(p.writeExtensions(ctx, dir), p.writePapers(dir), p.writeNotes(dir), syncDirectory(dir))
+}
+
+// writeArchive writes an archive and the signature over it, and returns the archive's size
+// in bytes.
+func (p *publisher) writeArchive(ctx context.Context, dir, name string, b *build) (size int64, err error) {
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
+	if err != nil {
+		return 0, err
+	}
 	start := time.Now()
-	err = p.pack(ctx, f)
+	err = p.pack(ctx, f, b)
 	if err == nil {
-		p.result.Size, err = f.Seek(0, io.SeekEnd)
-		p.Note("packed %s: %.1f s, %.1f MB", name, time.Since(start).Seconds(), float64(p.result.Size)/1e6)
+		size, err = f.Seek(0, io.SeekEnd)
+		p.Note("packed %s: %.1f s, %.1f MB", name, time.Since(start).Seconds(), float64(size)/1e6)
 	}
 	var signature []byte
 	if err == nil && p.signer != nil {
@@ -408,20 +429,17 @@ func (p *publisher) fill(ctx context.Context, dir string) error {
 		}
 	}
 	if err := errors.Join(err, finish(f)); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	if err := errors.Join(p.writePapers(dir), p.writeNotes(dir)); err != nil {
-		return err
+		return 0, fmt.Errorf("write %s: %w", name, err)
 	}
 	if p.signer == nil {
-		return syncDirectory(dir)
+		return size, nil
 	}
-	return writeFile(dir, name+".pgp", signature)
+	return size, writeFile(dir, name+".pgp", signature)
 }
 
-// pack writes the archive, signed.
-func (p *publisher) pack(ctx context.Context, w *os.File) error {
-	return p.build.pack(ctx, w, func(description []byte) ([]byte, error) {
+// pack writes the archive of the build or of one of its extensions, signed.
+func (p *publisher) pack(ctx context.Context, w *os.File, b *build) error {
+	return b.pack(ctx, w, func(description []byte) ([]byte, error) {
 		if p.signer == nil {
 			return nil, nil
 		}

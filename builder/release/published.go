@@ -23,6 +23,8 @@ type published struct {
 	able      contract.Abilities
 	signature []byte // over release.json; empty: there is none
 	size      int64  // bytes of the archive
+	// extensions are those that the UKI lists.
+	extensions []contract.Extension
 }
 
 // errUnsigned says that a release that should be signed is not.
@@ -71,8 +73,11 @@ func readPublishedUKI(ctx context.Context, s Server, v contract.Version, key *pg
 	if err := checkEFI(file, image); err != nil {
 		return nil, nil, err
 	}
-	p.contract, err = checkUKI(p.release, image)
+	if p.contract, err = checkUKI(p.release, image); err != nil {
+		return p, image, err
+	}
 	p.able = abilities(image)
+	p.extensions, err = extensionsOf(image)
 	return p, image, err
 }
 

@@ -37,6 +37,9 @@ func SetStep(ctx context.Context, o Manage, v contract.Version, on bool) error {
 		if err == nil {
 			err = s.takeable(p)
 		}
+		if err == nil {
+			err = s.whole(ctx, p)
+		}
 		if err != nil {
 			return fmt.Errorf("release %s: %w", v, err)
 		}

@@ -37,6 +37,9 @@ type verifier struct {
 	text     []byte     // of the manifest
 	must     []*pgp.Key // each of which must accept the release that is being checked
 	faults   []error
+	// Of the release that was checked last.
+	contract   *contract.Contract
+	extensions []contract.Extension
 }
 
 // Verify checks all that a machine would, for every release that the manifest
@@ -79,8 +82,10 @@ func Verify(ctx context.Context, server Server, o VerifyOptions) error {
 			v.fault(fmt.Errorf("release %s, in %s: %w", version, c, err))
 		} else {
 			v.Note("release %s, in %s, is good", version, c)
+			v.checkExtensions(ctx, version)
 			v.checkPatches(ctx, version)
-			noteDelta(ctx, source{v.server, v.Key, v.Now}, version, v.Note)
+			from := source{v.server, v.Key, v.Now}
+			noteDeltas(ctx, from, noteDelta(ctx, from, version, v.Note), version, v.Note)
 		}
 		if ctx.Err() != nil {
 			break
@@ -269,7 +274,14 @@ func (v *verifier) previous(ctx context.Context, version contract.Version) *publ
 // checkRelease reads an archive once, front to back, and checks all of it on
 // the way: the signature over the archive, the one inside, every file.
 func (v *verifier) checkRelease(ctx context.Context, version contract.Version, previous *published) (err error) {
-	signature, err := v.server.Get(ctx, manifest.ArchiveSignatureName(version), pgp.MaxSignature)
+	v.contract, v.extensions = nil, nil
+	return v.checkSigned(ctx, manifest.ArchiveName(version), func(packed io.Reader) error { return v.unpack(ctx, packed, version, previous) })
+}
+
+// checkSigned reads an archive once, and compares it with the signature beside it.
+func (v *verifier) checkSigned(ctx context.Context, name string, unpack func(packed io.Reader) error) (err error) {
+	signed := name + ".pgp"
+	signature, err := v.server.Get(ctx, signed, pgp.MaxSignature)
 	switch {
 	case v.Key == nil && errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -278,17 +290,17 @@ func (v *verifier) checkRelease(ctx context.Context, version contract.Version, p
 		return errors.New("is signed, and there is no key to check it")
 	}
 	if len(signature) > 0 {
-		if err := v.lasts(manifest.ArchiveSignatureName(version), signature); err != nil {
+		if err := v.lasts(signed, signature); err != nil {
 			return err
 		}
 	}
-	packed, err := v.server.Open(ctx, manifest.ArchiveName(version))
+	packed, err := v.server.Open(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, packed.Close()) }()
 	if v.Key == nil {
-		return v.unpack(ctx, packed, version, previous)
+		return unpack(packed)
 	}
 	whole, tee := io.Pipe()
 	verified := make(chan error, 1)
@@ -298,10 +310,10 @@ func (v *verifier) checkRelease(ctx context.Context, version contract.Version, p
 		_, copied := io.Copy(io.Discard, whole)
 		verified <- errors.Join(err, copied)
 	}()
-	err = v.unpack(ctx, io.TeeReader(packed, tee), version, previous)
+	err = unpack(io.TeeReader(packed, tee))
 	tee.CloseWithError(err) // nil: the end of the archive
 	if failed := <-verified; err == nil && failed != nil {
-		return fmt.Errorf("%s: %w", manifest.ArchiveSignatureName(version), failed)
+		return fmt.Errorf("%s: %w", signed, failed)
 	}
 	return err
 }
@@ -365,6 +377,10 @@ func (v *verifier) unpackEFI(d *release.Release, f release.File, content io.Read
 	if c, err = checkUKI(d, image); err != nil {
 		return nil, err
 	}
+	if v.extensions, err = extensionsOf(image); err != nil {
+		return nil, err
+	}
+	v.contract = c
 	return c, v.checkPinned(c)
 }
 
@@ -386,9 +402,19 @@ func (v *verifier) checkPinned(c *contract.Contract) error {
 	return nil
 }
 
-// unpackImage checks the root hash and the blocks of the system image. The tree's blocks are
-// read by several goroutines, so that the image is kept until then.
-func unpackImage(ctx context.Context, c *contract.Contract, files indexed, content io.Reader) (err error) {
+// unpackImage checks the root hash and the blocks of the system image.
+func unpackImage(ctx context.Context, c *contract.Contract, files indexed, content io.Reader) error {
+	return spooled(content, func(f *os.File) error {
+		if err := checkImage(ctx, c, f); err != nil {
+			return err
+		}
+		return files.check(release.ImageFile, f)
+	})
+}
+
+// spooled keeps content in a file until it is checked: the blocks under a tree are read by
+// several goroutines.
+func spooled(content io.Reader, check func(f *os.File) error) (err error) {
 	f, err := os.CreateTemp("", "halogen-verify-")
 	if err != nil {
 		return err
@@ -397,8 +423,5 @@ func unpackImage(ctx context.Context, c *contract.Contract, files indexed, conte
 	if _, err := io.Copy(f, content); err != nil {
 		return err
 	}
-	if err := checkImage(ctx, c, f); err != nil {
-		return err
-	}
-	return files.check(release.ImageFile, f)
+	return check(f)
 }

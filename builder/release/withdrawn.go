@@ -61,6 +61,9 @@ func (s *site) older(ctx context.Context, m *manifest.Manifest, c manifest.Chann
 		if err == nil {
 			err = s.takeable(p)
 		}
+		if err == nil {
+			err = s.whole(ctx, p)
+		}
 		if err == nil && to == 0 {
 			err = passedOver(m, c, other)
 		}

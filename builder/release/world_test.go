@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -30,6 +31,8 @@ type world struct {
 	home string // of gpg
 	// more is what the root file system has beside what it needs.
 	more rootfstest.Files
+	// extensions are those of the builds, by name.
+	extensions map[string]rootfstest.Files
 }
 
 const password = "plinth oversee cobalt drizzle yearbook"
@@ -139,6 +142,11 @@ func (w *world) build(version contract.Version, key, fingerprint string, more ..
 	c, err := config.Parse(text, w.dir)
 	if err != nil {
 		w.t.Fatal(err)
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.extensions)) {
+		if err := c.AddExtension(name + "=" + w.extensions[name].Write(w.t, false)); err != nil {
+			w.t.Fatal(err)
+		}
 	}
 	out := filepath.Join(w.t.TempDir(), "build")
 	tree := rootfstest.Minimal()
