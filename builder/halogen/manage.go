@@ -320,6 +320,9 @@ nothing but gpg and an editor. For version 7 of an image, with ROOT on the serve
                                                      PUBKEY=release-key.pgp
   halogen release --verify .
 
+Each extension of the release has an archive of its own, NAME.tar.gz, described by
+NAME.release.json: sign both as the release's.
+
 gpg's --local-user FINGERPRINT chooses the key where it has several. An image that
 has pinned no key needs neither signatures nor PUBKEY. A manifest that is signed
 (manifest.env.pgp) is signed again after each change, with a greater SEQUENCE:

@@ -11,7 +11,7 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 )
 
-// Archive describes a release's archive by its head.
+// Archive describes the archive of a release, or of an extension, by its head.
 type Archive struct {
 	Release  *release.Release `json:"release"`
 	SignedBy string           `json:"signed_by,omitempty"` // fingerprint that the signature names; not verified
@@ -27,7 +27,11 @@ type ArchiveFile struct {
 }
 
 func describeArchive(f io.ReaderAt, size int64) (*Archive, error) {
-	head, err := archive.ReadHead(io.NewSectionReader(f, 0, size), func(_, _ []byte) error { return nil })
+	believe := func(_, _ []byte) error { return nil }
+	head, err := archive.ReadHead(io.NewSectionReader(f, 0, size), believe)
+	if extension, otherErr := archive.ReadExtensionHead(io.NewSectionReader(f, 0, size), believe); otherErr == nil {
+		head, err = extension, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("release archive: %w", err)
 	}
@@ -44,7 +48,11 @@ func describeArchive(f io.ReaderAt, size int64) (*Archive, error) {
 }
 
 func (a *Archive) text(w io.Writer, size int64) {
-	line(w, "release archive\t%d bytes\n", size)
+	kind := "release archive"
+	if a.Release.Extension != "" {
+		kind = "extension archive"
+	}
+	line(w, "%s\t%d bytes\n", kind, size)
 	by := "none"
 	if a.SignedBy != "" {
 		by = "by " + a.SignedBy + ", not verified"

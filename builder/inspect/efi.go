@@ -37,6 +37,8 @@ type EFI struct {
 	// smallest that machines have from releases before, in bytes.
 	ESPSize  int64 `json:"esp_size,omitempty"`
 	LeastESP int64 `json:"least_esp,omitempty"`
+	// Extensions are the release's system extensions.
+	Extensions []contract.Extension `json:"extensions,omitempty"`
 
 	able contract.Abilities
 }
@@ -191,6 +193,9 @@ func (e *EFI) describeUKI(img *uki.Image) error {
 	if c, err := contract.FromInitrd(initrd); err == nil {
 		e.Contract, e.able = c, contract.AbilitiesFromInitrd(initrd)
 		e.ESPSize, e.LeastESP = e.able.ESP(), e.able.SmallestESP()
+		if e.Extensions, err = contract.ExtensionsFromInitrd(initrd); err != nil {
+			e.fault("extensions: %w", err)
+		}
 	} else if bytes.Contains(initrd[:min(len(initrd), 1024)], []byte(contract.Path)) {
 		return err
 	}

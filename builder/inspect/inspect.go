@@ -112,6 +112,9 @@ func describe(f io.ReaderAt, size int64) (*Report, error) {
 			return nil, err
 		}
 		r, err := release.Parse(text)
+		if extension, otherErr := release.ParseExtension(text); otherErr == nil {
+			r, err = extension, nil
+		}
 		return &Report{Kind: "release", Release: r}, err
 	case hasGPT(start, f, size):
 		disk, err := describeDisk(f, size)

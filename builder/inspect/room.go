@@ -12,7 +12,7 @@ func (r *Report) takes() (room.Release, bool) {
 	switch {
 	case r.EFI != nil && r.EFI.Contract != nil:
 		return room.OfUKI(r.EFI.Contract, r.Size, r.EFI.able), true
-	case r.Release != nil:
+	case r.Release != nil && r.Release.Extension == "":
 		is := room.Of(r.Release, contract.Abilities{})
 		is.ESP = 0 // it is the UKI that says so
 		return is, true

@@ -123,6 +123,20 @@ func (e *EFI) text(w io.Writer, size int64) {
 		contractText(w, e.Contract)
 		line(w, "  ESP\t%d MiB where it is installed, %d MiB on machines at the least\n", e.ESPSize>>20, e.LeastESP>>20)
 	}
+	for _, x := range e.Extensions {
+		extensionText(w, &x)
+	}
+}
+
+func extensionText(w io.Writer, e *contract.Extension) {
+	more := ""
+	if e.Essential {
+		more += ", essential"
+	}
+	if e.Modules {
+		more += ", with kernel modules"
+	}
+	line(w, "extension %s\timage %d bytes%s\n  root hash\t%x\n  salt\t%x\n", e.Name, e.ImageSize, more, e.RootHash, e.Salt)
 }
 
 func contractText(w io.Writer, c *contract.Contract) {
@@ -138,10 +152,17 @@ func contractText(w io.Writer, c *contract.Contract) {
 }
 
 func releaseText(w io.Writer, r *release.Release) {
+	if r.Extension != "" {
+		line(w, "extension\t%s\n", r.Extension)
+	}
 	line(w, "release\t%s %s for %s, epoch %d\n", r.ImageID, r.Version, r.Arch, r.Epoch)
 	line(w, "root hash\t%x\nsalt\t%x\n", r.RootHash, r.Salt)
-	line(w, "sizes\timage %d bytes, slot %d bytes\n", r.ImageSize, r.SlotSize)
-	line(w, "PCR 11\t%x when the kernel starts\n", r.PCR11)
+	if r.Extension != "" {
+		line(w, "size\timage %d bytes\n", r.ImageSize)
+	} else {
+		line(w, "sizes\timage %d bytes, slot %d bytes\n", r.ImageSize, r.SlotSize)
+		line(w, "PCR 11\t%x when the kernel starts\n", r.PCR11)
+	}
 	line(w, "source date\t%s\n", time.Unix(r.SourceDate, 0).UTC().Format(time.RFC3339))
 	for _, l := range r.Revocations {
 		owner := "each machine"
