@@ -114,6 +114,7 @@ func buildManual() manual {
 			{Name: "sbom.cdx.json", Text: "bill of materials, CycloneDX 1.6"},
 			{Name: "provenance.intoto.json", Text: "how it was made, SLSA 1.0 in an in-toto statement"},
 			{Name: "disk.img", Text: "with --disk"},
+			{Name: "NAME.raw", Text: "of each extension"},
 			{Name: "installer.img", Text: "with --installer"},
 		},
 		Examples: []manpage.Example{
