@@ -85,6 +85,26 @@ func load(t testing.TB, m memory) *Index {
 	return x
 }
 
+// A release with extensions needs loop devices, in the initramfs or in the kernel.
+func TestMissingForExtensions(t *testing.T) {
+	m := debian()
+	x := load(t, m)
+	if got := x.MissingForExtensions([]string{"loop"}); len(got) > 0 {
+		t.Errorf("%q", got)
+	}
+	if got := x.MissingForExtensions(nil); len(got) != 1 || !strings.Contains(got[0], "the kernel was built without it") {
+		t.Errorf("%q", got)
+	}
+	x.paths["loop"] = "kernel/drivers/block/loop.ko"
+	if got := x.MissingForExtensions(nil); len(got) != 1 || !strings.Contains(got[0], "add loop to Modules") {
+		t.Errorf("%q", got)
+	}
+	x.builtins["loop"] = true
+	if got := x.MissingForExtensions(nil); len(got) > 0 {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestSelect(t *testing.T) {
 	x := load(t, debian())
 	for _, c := range []struct {

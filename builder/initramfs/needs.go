@@ -48,6 +48,19 @@ func (x *Index) Missing(selected []string, tpm bool) []string {
 	if tpm {
 		all = append(slices.Clone(needs), tpmNeed)
 	}
+	return x.missing(all, selected)
+}
+
+// extensionNeeds are those of a release with extensions: each is a file of the root partition.
+var extensionNeeds = []need{{"loop devices, by which extensions are opened", []string{"loop"}, ""}}
+
+// MissingForExtensions is Missing for what a machine needs besides where its release has
+// extensions: without it they would be left out, or stop the boot where one is essential.
+func (x *Index) MissingForExtensions(selected []string) []string {
+	return x.missing(extensionNeeds, selected)
+}
+
+func (x *Index) missing(all []need, selected []string) []string {
 	var missing []string
 	for _, n := range all {
 		names := append(slices.Clone(n.modules), x.aliases[n.alias]...)
