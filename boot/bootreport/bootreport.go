@@ -21,9 +21,11 @@ import (
 	"unicode/utf8"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/extension"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/strictjson"
+	"halogenos.internal/boot/verity"
 )
 
 // Format is the number of this format; another is refused.
@@ -83,6 +85,9 @@ type Statement struct {
 	Trial   bool             `json:"trial"`
 	Reason  string           `json:"reason,omitempty"` // why this slot and not the other
 	Root    string           `json:"root"`             // what opened the root partition: tpm, key, new, none
+	// Extensions of the release are part of the system, in the order in which PCR 13 has them.
+	// A reader that does not know the field refuses the report, as it refuses such a PCR 13.
+	Extensions []extension.Measured `json:"extensions,omitempty"`
 }
 
 // domain keeps a quote for a report from being one for something else.
@@ -133,11 +138,31 @@ func (s *Statement) validate() error {
 	case len(s.Reason) > MaxReason || !utf8.ValidString(s.Reason):
 		return fmt.Errorf("a reason of %d bytes, want at most %d of UTF-8", len(s.Reason), MaxReason)
 	}
+	if err := s.validExtensions(); err != nil {
+		return err
+	}
 	switch s.Root {
 	case "tpm", "key", "new", "none":
 		return nil
 	}
 	return fmt.Errorf("root %.40q, want tpm, key, new or none", s.Root)
+}
+
+func (s *Statement) validExtensions() error {
+	if len(s.Extensions) > contract.MaxExtensions {
+		return fmt.Errorf("%d extensions, want at most %d", len(s.Extensions), contract.MaxExtensions)
+	}
+	for i, e := range s.Extensions {
+		switch {
+		case !contract.ValidID(e.Name):
+			return fmt.Errorf("extension %.80q, want 1 to 64 of a-z, 0-9 and '-', starting with a letter", e.Name)
+		case len(e.RootHash) != len(verity.Root{}):
+			return fmt.Errorf("extension %s: root hash of %d bytes, want %d", e.Name, len(e.RootHash), len(verity.Root{}))
+		case i > 0 && s.Extensions[i-1].Name >= e.Name:
+			return fmt.Errorf("extension %s after %s, want them sorted", e.Name, s.Extensions[i-1].Name)
+		}
+	}
+	return nil
 }
 
 // Validate checks the form alone.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	"halogenos.internal/boot/bootreport"
 	"halogenos.internal/boot/bootreport/reporttest"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/extension"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
@@ -95,6 +97,14 @@ func TestVerifyRefuses(t *testing.T) {
 		return r
 	}
 	shell := pcr.Digest(sha256.Sum256([]byte("shell")))
+	nvidia, vpn := reporttest.Extensions()[0], reporttest.Extensions()[1]
+	stray := extension.Measured{Name: "vpnx", RootHash: vpn.RootHash}
+	extended := func(names []extension.Measured, measured ...extension.Measured) *bootreport.Report {
+		return signed(t, s, reporttest.Boot(7), func(r *bootreport.Report) {
+			r.Statement.Extensions = names
+			set(pcr.SystemExts, extension.Register(measured))(r)
+		})
+	}
 	stranger := gpt.MustGUID("77fa9abd-0359-4d32-bd60-28f4e78f784b")
 	for _, test := range []struct {
 		name   string
@@ -127,6 +137,9 @@ func TestVerifyRefuses(t *testing.T) {
 		{"extended since", signed(t, s, reporttest.Boot(7), nil, pcr.EnterInitrd, pcr.LeaveInitrd, "x"), "something has extended it since"},
 		{"a command line", signed(t, s, reporttest.Boot(7), set(pcr.KernelConfig, stub)), "PCR 12: a command line"},
 		{"an extension", signed(t, s, reporttest.Boot(7), set(pcr.SystemExts, stub)), "PCR 13: a system extension"},
+		{"an extension that the report does not name", extended(nil, vpn), "another one than the report names"},
+		{"another extension than it names", extended([]extension.Measured{vpn}, nvidia), "another one than the report names"},
+		{"an extension that the release has not", extended([]extension.Measured{vpn, stray}, vpn, stray), "extension vpnx is part of the system"},
 		{"no end", signed(t, s, reporttest.Boot(7), set(pcr.SystemID, pcr.Digest{})), "PCR 15: neither"},
 		{"Secure Boot off", signed(t, s, keys(false, reporttest.Owner, reporttest.Owner), nil), "Secure Boot was off"},
 		{"a driver", signed(t, s, reporttest.Boot(7).Measured(pcr.Drivers, pcr.EventBootDriver, make([]byte, 32), shell), nil), "PCR 2: EFI drivers or option ROMs have run, which could change all that started after them: " + shell.String()},
@@ -162,6 +175,30 @@ var manager, image = func() (m, u pcr.Digest) {
 
 func keys(on bool, owner, authority gpt.GUID) *reporttest.Log {
 	return reporttest.NewLog().Keys(on, owner, authority).Program(manager).Program(image)
+}
+
+// The extensions that a machine has measured are the report's, if the release lists them.
+func TestVerifyExtensions(t *testing.T) {
+	s := reporttest.NewSigner(t)
+	for _, names := range [][]extension.Measured{nil, reporttest.Extensions()[1:], reporttest.Extensions()} {
+		r := signed(t, s, reporttest.Boot(7), func(r *bootreport.Report) {
+			r.Statement.Extensions = names
+			set(pcr.SystemExts, extension.Register(names))(r)
+		})
+		if f, err := bootreport.Verify(r, reporttest.Want(7)); err != nil || !reflect.DeepEqual(f.Extensions, names) {
+			t.Errorf("%v: %+v, %v", names, f, err)
+		}
+	}
+	first := reporttest.Extensions()[0]
+	for what, names := range map[string][]extension.Measured{
+		"want them sorted": {first, first}, "want 1 to 64 of": {{Name: "A", RootHash: first.RootHash}}, "root hash of 1 bytes": {{Name: "a", RootHash: first.RootHash[:1]}},
+	} {
+		statement := reporttest.Statement(7, nonce)
+		statement.Extensions = names
+		if _, err := statement.Qualifier(); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%v, want %q", err, what)
+		}
+	}
 }
 
 // What may differ between good machines does not matter.

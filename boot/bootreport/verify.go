@@ -10,6 +10,7 @@ import (
 
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/extension"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
@@ -17,6 +18,7 @@ import (
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
+	"halogenos.internal/boot/verity"
 )
 
 // Want is what a report is compared with.
@@ -79,6 +81,9 @@ type Finding struct {
 	// Phases are what the running system has measured of its start since the hand-over.
 	Phases []string `json:"phases"`
 
+	// Extensions of the release are part of the system: they were measured, in this order.
+	Extensions []extension.Measured `json:"extensions,omitempty"`
+
 	// What follows is the machine's own word.
 	Nonce  contract.Hex `json:"nonce,omitempty"`
 	Time   int64        `json:"time"`
@@ -109,14 +114,14 @@ func Verify(r *Report, w Want) (*Finding, error) {
 	s := &r.Statement
 	f := &Finding{
 		Machine: name, Firmware: r.values()[firmware], ImageID: s.ImageID, Arch: s.Arch, Version: s.Version, Epoch: s.Epoch,
-		Nonce: s.Nonce, Time: s.Time, BootID: s.BootID, Floor: s.Floor, Slot: s.Slot, Trial: s.Trial, Reason: s.Reason, Root: s.Root,
+		Nonce: s.Nonce, Time: s.Time, BootID: s.BootID, Floor: s.Floor, Slot: s.Slot, Trial: s.Trial, Reason: s.Reason, Root: s.Root, Extensions: s.Extensions,
 	}
 	log, err := pcr.ParseLog(r.EventLog)
 	if err != nil {
 		return nil, err
 	}
 	logged := r.checkLog(log)
-	errs := []error{s.checkNonce(w.Nonce), s.checkRelease(w.Release), f.checkUKI(r.values(), w), checkRest(r.values(), w), logged}
+	errs := []error{s.checkNonce(w.Nonce), s.checkRelease(w.Release), f.checkUKI(r.values(), w), s.checkRest(r.values(), w), logged}
 	if logged == nil { // else it proves nothing
 		errs = append(errs, f.checkKeys(log, w), f.checkDrivers(log, w), checkPrograms(log, w))
 	}
@@ -194,18 +199,40 @@ func (f *Finding) checkUKI(values map[int]pcr.Digest, w Want) error {
 }
 
 // checkRest checks what was added to the UKI, and that the boot's end was measured.
-func checkRest(values map[int]pcr.Digest, w Want) error {
+func (s *Statement) checkRest(values map[int]pcr.Digest, w Want) error {
 	var errs []error
 	if _, own := pcr.CommandLineTimes(w.UKI, values[pcr.KernelConfig]); !own {
 		errs = append(errs, errors.New("PCR 12: a command line, credential or addon from outside the UKI was added to this boot"))
 	}
-	if values[pcr.SystemExts] != (pcr.Digest{}) {
-		errs = append(errs, errors.New("PCR 13: a system extension from outside the UKI was added to this boot"))
+	if err := checkExtensions(values[pcr.SystemExts], s.Extensions, w.UKI); err != nil {
+		errs = append(errs, err)
 	}
 	if policy.Untouched(values[pcr.SystemID]) {
 		errs = append(errs, errors.New("PCR 15: neither a volume nor the end of the initramfs was measured"))
 	}
 	return errors.Join(errs...)
+}
+
+// checkExtensions checks that PCR 13 has the extensions that the report names and no other,
+// and that the release's UKI lists each.
+func checkExtensions(value pcr.Digest, names []extension.Measured, image *uki.Image) error {
+	if value != extension.Register(names) {
+		return errors.New("PCR 13: a system extension from outside the UKI, or another one than the report names, was added to this boot")
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	initrd, _ := image.Section(".initrd")
+	list, err := contract.ExtensionsFromInitrd(initrd)
+	if err != nil {
+		return fmt.Errorf("PCR 13: %w", err)
+	}
+	for _, m := range names {
+		if !slices.ContainsFunc(list, func(e contract.Extension) bool { return e.Name == m.Name && e.Root() == verity.Root(m.RootHash) }) {
+			return fmt.Errorf("PCR 13: extension %s is part of the system, and the release has none with this content", m.Name)
+		}
+	}
+	return nil
 }
 
 // checkKeys reads the state of Secure Boot.

@@ -264,6 +264,9 @@ func showFinding(f *bootreport.Finding) []byte {
 	for _, a := range f.Actions {
 		line("firmware", "%q", a)
 	}
+	for _, e := range f.Extensions {
+		line("extension", "%s, root hash %x", e.Name, []byte(e.RootHash))
+	}
 	fmt.Fprintln(out, "by the machine's own word:")
 	trial := ""
 	if f.Trial {

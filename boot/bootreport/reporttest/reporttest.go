@@ -15,6 +15,7 @@ import (
 
 	"halogenos.internal/boot/bootreport"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/extension"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/pcr"
@@ -22,6 +23,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/uki/ukitest"
+	"halogenos.internal/boot/verity"
 )
 
 const (
@@ -145,8 +147,39 @@ func Want(version contract.Version) bootreport.Want {
 // Kernel is that in the UKI of Want.
 func Kernel() []byte { return ukitest.Stub("kernel") }
 
+// Extensions are those that the UKI of Want lists.
+func Extensions() (list []extension.Measured) {
+	for _, name := range []string{"nvidia", "vpn"} {
+		sum := sha256.Sum256([]byte(name))
+		list = append(list, extension.Measured{Name: name, RootHash: sum[:]})
+	}
+	return list
+}
+
+// initrd begins with a contract, the abilities and the list.
+func initrd() ([]byte, error) {
+	var list []contract.Extension
+	for _, m := range Extensions() {
+		list = append(list, contract.Extension{Name: m.Name, RootHash: m.RootHash, Salt: []byte{1}, ImageSize: verity.BlockSize})
+	}
+	c := &contract.Contract{
+		Format: contract.Format, ImageID: "desktop", Arch: "x86_64", Version: 7, Epoch: 3, SourceDate: 1, RootHash: list[0].RootHash, Salt: []byte{1},
+		ImageSize: verity.BlockSize, SlotSize: 1 << 20, SecureBoot: contract.Required, TPM: contract.Required, VendorKeys: contract.VendorAuto, RootFileSystem: "ext4",
+	}
+	first, err := contract.Archive(c)
+	if err != nil {
+		return nil, err
+	}
+	third, err := contract.ExtensionsArchive(list)
+	return append(first, third...), err
+}
+
 func image() *uki.Image {
-	img, err := uki.Parse(ukitest.Image(ukitest.Section{Name: ".linux", Data: Kernel()}))
+	begin, err := initrd()
+	if err != nil {
+		panic(err)
+	}
+	img, err := uki.Parse(ukitest.Image(ukitest.Section{Name: ".linux", Data: Kernel()}, ukitest.Section{Name: ".initrd", Data: begin}))
 	if err != nil {
 		panic(err)
 	}
