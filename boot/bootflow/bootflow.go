@@ -258,6 +258,10 @@ func pending(s State, f Facts) (Step, bool) {
 	case f.Came(MountState) == Failed:
 		// The system image is open and good: this is not the slot's fault.
 		return Step{Recovery, "the directories that may change could not be mounted: " + f.Cause}, true
+	case f.Came(AddExtensions) == Failed:
+		// The system image is good here, too. A trial is given up by its tries (Stop), so that
+		// it is never blessed, and the system before it comes with extensions of its own.
+		return Step{Recovery, "an essential extension could not be opened: " + f.Cause}, true
 	case f.Came(CarryState) == Failed:
 		return Step{Recovery, "what may change could not be carried over to this system: " + f.Cause}, true
 	case f.KeepHomeBegun && f.Came(KeepHome) != Done:
@@ -294,6 +298,10 @@ func pending(s State, f Facts) (Step, bool) {
 	}
 	if step, ok := state(s, f); ok {
 		return step, true
+	}
+	if s.Root == RootOpen && f.Extensions && f.Came(AddExtensions) == NotTried {
+		// Last: no other step takes what they bring for the system image.
+		return Step{AddExtensions, "this machine has enabled extensions of its release"}, true
 	}
 	return Step{MountState, "the system image is open"}, true
 }

@@ -58,6 +58,7 @@ var (
 		"secret-asked":    func(s *State, f *Facts) { f.SecretAsked = true },
 		"others":          func(s *State, f *Facts) { f.Others = true },
 		"first-start":     func(s *State, f *Facts) { f.FirstStart = true },
+		"extensions":      func(s *State, f *Facts) { f.Extensions = true },
 		"state-asked":     func(_ *State, f *Facts) { f.StateAsked = true },
 		"unsettled":       func(s *State, f *Facts) { f.Unsettled = true },
 		"reset-asked":     func(s *State, f *Facts) { f.ResetAsked = true },

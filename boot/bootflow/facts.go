@@ -125,6 +125,9 @@ type Facts struct {
 	// whose state counts is older; or a trial in the other slot has state of its own.
 	Unsettled bool
 
+	// Extensions: this machine has enabled some of the release's, or which are is not known.
+	Extensions bool
+
 	// EnrollAgain: the owner, who has opened the root partition with the recovery
 	// key, wants the firmware to get the keys that lie on it.
 	EnrollAgain bool

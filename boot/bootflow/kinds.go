@@ -35,6 +35,7 @@ const (
 	SignUpdater               // sign the program by which fwupd updates firmware
 	CarryState                // make this system's own /etc from that of the one before
 	SettleState               // note whose /etc counts, and remove that of a trial that was not blessed
+	AddExtensions             // open the extensions that this machine has enabled
 	MountState                // mount the root partition's directories
 	Condemn                   // take the slot's tries away
 	Reboot                    // start again
@@ -80,6 +81,7 @@ var kinds = [...]struct {
 	SignUpdater:   {"sign-updater", SignUpdater},
 	CarryState:    {"carry-state", CarryState},
 	SettleState:   {"settle-state", SettleState},
+	AddExtensions: {"add-extensions", AddExtensions},
 	MountState:    {"mount-state", MountState},
 	Condemn:       {"condemn", none},
 	Reboot:        {"reboot", none},

@@ -194,14 +194,3 @@ func (b *Boot) Stops() error {
 	}
 	return errors.New(strings.Join(reasons, "; "))
 }
-
-// Lacks returns the essential extensions of a release that the machine has enabled and
-// whose file it does not have, by what has says: a release that would not start here.
-func Lacks(list []contract.Extension, c Choice, has func(contract.Extension) bool) (names []string) {
-	for _, e := range list {
-		if e.Essential && c.Has(e.Name) && !has(e) {
-			names = append(names, e.Name)
-		}
-	}
-	return slices.Sorted(slices.Values(names))
-}

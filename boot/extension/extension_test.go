@@ -123,14 +123,6 @@ func TestStops(t *testing.T) {
 	}
 }
 
-func TestLacks(t *testing.T) {
-	list := []contract.Extension{ext("a", true), ext("b", true), ext("c", false), ext("d", true)}
-	has := func(e contract.Extension) bool { return e.Name == "a" }
-	if got := Lacks(list, choice(t, "a", "c", "d"), has); !slices.Equal(got, []string{"d"}) {
-		t.Errorf("%q", got)
-	}
-}
-
 // The register is what a TPM has after TPM2_PCR_Event with these texts.
 func TestRegister(t *testing.T) {
 	if Register(nil) != (pcr.Digest{}) {

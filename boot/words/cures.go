@@ -43,6 +43,8 @@ const (
 	CureGiveUp        = "Without the recovery key nothing opens the data. `reset` gives it up, and makes the machine new."
 	CureRestore       = "Each start goes on with it, of either system. On a full disk: `unlock`, delete files below /run/state that nobody needs (not in /run/state/snapshots), then `exit`."
 	CureRestoreCancel = "Where nothing has changed yet, `ota rollback --state --cancel` after `unlock` takes the request back, and `ota rollback --state --forget` deletes the snapshot: what it keeps takes its room even where the file is deleted. Leave /run/state/snapshots as it is: it has the only copy of what was taken out of its place."
+	CureExtensions    = "`rollback` starts the other system from now on, with extensions of its own, if it is whole."
+	CureExtensionsOff = "To start without any: `unlock`, with the recovery key, then `rm /run/state/halogen/shared/extensions/enabled.json`, then `exit`. The running system fetches what is missing again: `ota extension enable`."
 	CureMounts        = "`unlock` opens the root partition at /run/state: what the line above names is there, and so are your files."
 	CureMountsOther   = "`rollback` starts the other system from now on, if it is this one's settings that do not fit."
 	CureDiskFails     = "The disk fails to read. Copy your files before anything else: `unlock`, with the recovery key, opens what can be read at /run/state. `dmesg` says which sectors are bad."

@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/initagent/bootjournal"
+	"halogenos.internal/initagent/extensions"
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
@@ -155,6 +156,9 @@ func (a *Agent) readContract() error {
 		return fmt.Errorf("the UKI carries no boot contract: %w", err)
 	}
 	if a.Contract, err = contract.Parse(text); err != nil {
+		return err
+	}
+	if err := extensions.ReadList(&a.Host); err != nil {
 		return err
 	}
 	a.facts.Epoch = a.Contract.Epoch

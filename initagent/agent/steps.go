@@ -11,6 +11,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/bootmanager"
+	"halogenos.internal/initagent/extensions"
 	"halogenos.internal/initagent/fwupd"
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
@@ -102,6 +103,7 @@ var steps = map[bootflow.Kind]stepRow{
 	bootflow.SignUpdater:   {do: onHost(fwupd.Sign), secrets: true},
 	bootflow.CarryState:    {do: func(a *Agent, ctx context.Context) error { return ownstate.Carry(ctx, &a.Host) }, ends: true},
 	bootflow.SettleState:   {do: onHost(ownstate.Settle)},
+	bootflow.AddExtensions: {do: onHost(extensions.Add), ends: true},
 	bootflow.MountState:    {do: onHost(handover.MountState), ends: true},
 	bootflow.Condemn:       {do: plain((*Agent).giveUp), deaf: true, last: true},
 	bootflow.Reboot:        {do: plain((*Agent).reboot), deaf: true, last: true},
@@ -176,6 +178,9 @@ func (a *Agent) observeUpkeep() error {
 func (a *Agent) observeState() error {
 	if a.State.Root != bootflow.RootOpen || a.facts.Came(bootflow.MountState) != bootflow.NotTried {
 		return nil
+	}
+	if a.facts.Came(bootflow.AddExtensions) == bootflow.NotTried {
+		a.facts.Extensions = extensions.Look(&a.Host)
 	}
 	a.observeKeepHome()
 	if a.facts.Came(bootflow.NewKey) == bootflow.NotTried {

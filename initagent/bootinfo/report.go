@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/extension"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/microcode"
 	"halogenos.internal/boot/strictjson"
@@ -48,6 +49,10 @@ type Report struct {
 	Watchdog string `json:"watchdog,omitempty"`
 	// WatchdogReset: the watchdog ended the boot before this one.
 	WatchdogReset bool `json:"watchdog_reset"`
+	// Extensions are the running release's, and what has come of each; UnknownExtensions are
+	// enabled, and the release has none of these names.
+	Extensions        []extension.State `json:"extensions,omitempty"`
+	UnknownExtensions []string          `json:"extensions_unknown,omitempty"`
 	// Processor is what runs, with the revision of the microcode that Linux has loaded or
 	// the firmware before it; nil where Linux does not say.
 	Processor *microcode.Running `json:"processor,omitempty"`

@@ -148,6 +148,12 @@ func root(s bootflow.State, f bootflow.Facts) []string {
 }
 
 func mounts(_ bootflow.State, f bootflow.Facts) []string {
+	if f.Came(bootflow.AddExtensions) == bootflow.Failed {
+		return []string{
+			words.CureExtensions,
+			words.CureExtensionsOff,
+		}
+	}
 	if f.Came(bootflow.MountState) != bootflow.Failed && f.Came(bootflow.CarryState) != bootflow.Failed && f.Came(bootflow.RestoreState) != bootflow.Failed {
 		return nil
 	}

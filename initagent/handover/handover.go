@@ -25,6 +25,7 @@ import (
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/boot/statefiles"
 	"halogenos.internal/initagent/bootinfo"
+	"halogenos.internal/initagent/extensions"
 	"halogenos.internal/initagent/fwupd"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/ownstate"
@@ -51,10 +52,16 @@ func MountState(h *host.Host) error {
 	if err != nil {
 		return err
 	}
+	if err := extensions.LayUsr(h); err != nil {
+		return err
+	}
 	for _, e := range entries {
 		if err := mountEntry(h, e); err != nil {
 			return fmt.Errorf("state directory %s: %w", e.Path, err)
 		}
+	}
+	if err := extensions.LayOpt(h, entries); err != nil {
+		return err
 	}
 	mountShared(h)
 	if updater != nil {
@@ -141,6 +148,9 @@ func WriteReport(h *host.Host, f bootflow.Facts, reason string, stopped bool) er
 		ImageID: h.Contract.ImageID, Arch: h.Contract.Arch, Version: h.Contract.Version.String(), Epoch: h.Contract.Epoch, Floor: h.State.Floor,
 		Slot: h.State.Booted, Trial: h.State.Trial, Reason: reason, Stopped: stopped, Signed: len(h.Contract.ReleaseKey) > 0,
 		Root: openedBy(h, f), WatchdogReset: h.Watching.Reset, Steps: h.Log.Entries(), Total: h.Log.Total(), Contract: h.Contract,
+	}
+	if h.Extensions != nil {
+		r.Extensions, r.UnknownExtensions = h.Extensions.States, h.Extensions.Unknown
 	}
 	if text, err := os.ReadFile(h.Path(microcode.CPUInfo)); err == nil {
 		r.Processor = microcode.ParseCPUInfo(text)

@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/bootoption"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/extension"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/policy"
@@ -58,6 +59,10 @@ type Host struct {
 	Watching     Watching
 	Language     words.Language // of what a person is asked and told
 	Keymap       string         // of the keyboard of a screen, as it is said before a question; "" for a US one
+	// Listed are the extensions of the running release, as its UKI has them, and Extensions
+	// what this boot makes of them; nil as long as the choice was not read.
+	Listed     []contract.Extension
+	Extensions *extension.Boot
 	Found
 	Opened
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -19,10 +20,13 @@ import (
 
 // A Volume is the root partition as the kernel has it.
 type Volume struct {
-	Attached bool     // the kernel has the volume
-	InMemory bool     // there is no root partition: its directories lie in memory
-	mounted  []string // what lies on it, or in memory in its place
+	Attached bool   // the kernel has the volume
+	InMemory bool   // there is no root partition: its directories lie in memory
+	held     []held // what lies on it, or in memory in its place, the oldest first
 }
+
+// held is a mount, by its target, or a device of the device mapper, by its name.
+type held struct{ mount, device string }
 
 // OpenRoot gives the volume to the kernel and mounts its file system, which it
 // makes first where it is fresh.
@@ -48,19 +52,53 @@ func (h *Host) Mount(source, target, fstype string, flags uintptr, data string) 
 	if err := h.Mounts.Mount(source, target, fstype, flags, data); err != nil {
 		return err
 	}
-	h.mounted = append(h.mounted, target)
+	h.held = append(h.held, held{mount: target})
+	return nil
+}
+
+// Unmount takes a mount of Mount away again. What else lies on the root partition stays.
+func (h *Host) Unmount(target string) error {
+	if err := h.Mounts.Unmount(target); err != nil {
+		return err
+	}
+	h.held = slices.DeleteFunc(h.held, func(l held) bool { return l.mount == target })
+	return nil
+}
+
+// OpenImage opens a file of the root partition through dm-verity, and returns the device's
+// node. It must be gone before the root partition can be closed.
+func (h *Host) OpenImage(v hw.Verity) (string, error) {
+	node, err := h.Mapper.OpenVerity(v)
+	if err != nil {
+		_ = h.Mapper.Close(v.Name) // it may be there already; or else there is nothing to close
+		return "", err
+	}
+	h.held = append(h.held, held{device: v.Name})
+	return node, nil
+}
+
+// CloseImage takes away what OpenImage has opened.
+func (h *Host) CloseImage(name string) error {
+	if err := h.Mapper.Close(name); err != nil {
+		return err
+	}
+	h.held = slices.DeleteFunc(h.held, func(l held) bool { return l.device == name })
 	return nil
 }
 
 // CloseRoot takes the root partition away again, and the volume key out of the
 // kernel with it.
 func (h *Host) CloseRoot() error {
-	for len(h.mounted) > 0 {
-		last := len(h.mounted) - 1
-		if err := h.Mounts.Unmount(h.mounted[last]); err != nil {
+	for len(h.held) > 0 {
+		last := h.held[len(h.held)-1]
+		take := func() error { return h.Mounts.Unmount(last.mount) }
+		if last.device != "" {
+			take = func() error { return h.Mapper.Close(last.device) }
+		}
+		if err := take(); err != nil {
 			return fmt.Errorf("close the root partition: %w", err)
 		}
-		h.mounted = h.mounted[:last]
+		h.held = h.held[:len(h.held)-1]
 	}
 	if !h.Attached {
 		return nil

@@ -159,8 +159,11 @@ type Kernel interface {
 type Verity struct {
 	Name                   string // of the device-mapper device
 	DataDevice, HashDevice string
-	Params                 verity.Params
-	Root                   verity.Root
+	// HashStart is where HashDevice has the tree's superblock, in bytes: 0 where it has nothing
+	// else, and the data's size where both are one device.
+	HashStart int64
+	Params    verity.Params
+	Root      verity.Root
 	// RestartOnCorruption makes the kernel restart the machine when a block is
 	// corrupt, instead of returning an I/O error.
 	RestartOnCorruption bool
@@ -245,6 +248,10 @@ type Store interface {
 	// system has written there: what is not a file, too large, or has a link in its
 	// path, is refused with ErrUnfit.
 	Read(name string, limit int64) ([]byte, error)
+	// OpenImage opens a file of exactly size bytes, or fs.ErrNotExist. The running system has
+	// written there: what is no file, has another size, or has a link in its path, is refused
+	// with ErrUnfit. Whatever keeps root from writing to it keeps nobody from reading.
+	OpenImage(name string, size int64) (Image, error)
 	// Keep puts a file there, readable by root alone, in place of what has its
 	// name. A cut leaves the old file or the new one; once Keep has returned,
 	// the new one. No flag (chattr) and no read-only subvolume keeps it, or what else

@@ -145,6 +145,11 @@ func TestVerityTable(t *testing.T) {
 		t.Errorf("table %+v", table)
 	}
 	v.RestartOnCorruption = true
+	behind := v
+	behind.HashStart = 5 * 4096 // the superblock is block 5, and the tree follows it
+	if got := VerityTable(behind).HashStartBlock; got != 6 || table.HashStartBlock != 1 {
+		t.Errorf("the tree starts at block %d, and of a device of its own at %d", got, table.HashStartBlock)
+	}
 	if table = VerityTable(v); !reflect.DeepEqual(table.Params, []string{"1", "restart_on_corruption"}) {
 		t.Errorf("on trial: options %q", table.Params)
 	}

@@ -32,7 +32,7 @@ func VerityTable(v Verity) devmapper.VerityTable {
 		DataBlockSize:  verity.BlockSize,
 		HashBlockSize:  verity.BlockSize,
 		NumDataBlocks:  v.Params.DataBlocks,
-		HashStartBlock: 1,
+		HashStartBlock: uint64(v.HashStart)/verity.BlockSize + 1, // the tree follows its superblock
 		Algorithm:      "sha256",
 		Digest:         v.Root.String(),
 		Salt:           hex.EncodeToString(v.Params.Salt),

@@ -66,6 +66,9 @@ func (k Kernel) Messages() ([]byte, error) { return []byte(k.m.Messages), nil }
 type mapper struct{ m *Machine }
 
 func (p mapper) OpenVerity(v hw.Verity) (string, error) {
+	if strings.HasPrefix(v.Name, "extension-") {
+		return p.m.openImage(v)
+	}
 	roles := map[string]layout.Role{}
 	for r := layout.ESP; r <= layout.Root; r++ {
 		roles["/dev/disk0-"+r.String()] = r
@@ -110,11 +113,17 @@ func (p mapper) Close(name string) error {
 		p.m.before = nil
 		return nil
 	}
+	if strings.HasPrefix(name, "extension-") {
+		return p.m.closeImage(name)
+	}
 	if name != rootpart.Device || p.m.OpenVolume == nil {
 		return fmt.Errorf("no device %s: %w", name, unix.ENXIO)
 	}
 	if slices.Contains(p.m.Mounted, filepath.Join(p.m.Root, rootpart.Directory)) {
 		return errors.New("device is busy")
+	}
+	if len(p.m.images.opened) > 0 {
+		return fmt.Errorf("device is busy: %v", p.m.images.opened)
 	}
 	p.m.OpenVolume = nil
 	return nil
@@ -136,7 +145,7 @@ func (mounts) Base() error { return nil }
 
 func (o mounts) Firmware() error { return o.m.NoEFI }
 
-func (o mounts) Mount(source, target, fstype string, _ uintptr, data string) error {
+func (o mounts) Mount(source, target, fstype string, flags uintptr, data string) error {
 	if source == "/dev/dm-1" && (o.m.OpenVolume == nil || o.m.Volumes[*o.m.OpenVolume] == nil) {
 		return errors.New("there is no file system on it")
 	}
@@ -148,6 +157,16 @@ func (o mounts) Mount(source, target, fstype string, _ uintptr, data string) err
 	}
 	if fstype == "tmpfs" {
 		o.m.Must(os.MkdirAll(target, 0o755)) // as hw.LinuxMounts does
+	}
+	if strings.HasPrefix(source, "/dev/dm-extension-") {
+		if err := o.m.mountImage(source, target, flags); err != nil {
+			return err
+		}
+	}
+	if fstype == "overlay" && strings.Contains(data, ":"+target+",") {
+		if err := o.m.overlay(target, data, flags); err != nil {
+			return err
+		}
 	}
 	o.m.Mounted = append(o.m.Mounted, target)
 	if lower, ok := strings.CutSuffix(strings.TrimPrefix(data, "lowerdir="), ":"+target); fstype == "overlay" && ok {
@@ -173,6 +192,9 @@ func (o mounts) Unmount(target string) error {
 func (o mounts) SwitchRoot(string, []string) error {
 	if o.m.before != nil {
 		o.m.T.Error("the system gets the image of the one before it, still open")
+	}
+	if left := o.m.leftExtensions(); left != nil {
+		o.m.T.Errorf("the initramfs leaves %q mounted", left)
 	}
 	if o.m.Agent.Phrase != nil {
 		o.m.T.Error("the system could read the phrase")

@@ -82,6 +82,8 @@ type Edition struct {
 	UKI      []byte
 	Manager  []byte            // nil for the machine's first one
 	Etc      map[string]string // of the image, by path
+
+	Extensions []*Extension // that its UKI lists
 }
 
 // NewRelease is a release of this source tree; change alters its contract, or is nil.
@@ -184,6 +186,10 @@ type Machine struct {
 	UnreadableFile string
 	StuckFile      string            // it cannot be removed
 	Programs       map[string]uint32 // of the image, which run as the user with a number
+	UnfitFile      string            // it is a link, or no file
+	NoLoop         bool              // the kernel has no loop devices
+	NoOverlay      string            // it lays nothing over this directory
+	ListText       string            // the list of extensions in the initramfs, where it is not the release's
 	BadFiles       string            // mounting or making what contains it fails: the disk cannot be read
 	Messages       string            // the kernel's log
 	Plugging       func()            // is called when drivers are loaded
@@ -248,8 +254,10 @@ type Machine struct {
 	before      *verity.Root  // of the image that is open beside it
 	Carried     []upper.Carry // what systems have taken over
 	Mounted     []string
-	Laid        map[string][]byte // the last start's, over the image's, by name
-	below       map[string][]byte // what of the image lies below them, by path; nil for nothing
+	images      kernelImages
+	Overlaid    map[string]map[string]string // what overlays over the system show, by their place and by path
+	Laid        map[string][]byte            // the last start's, over the image's, by name
+	below       map[string][]byte            // what of the image lies below them, by path; nil for nothing
 	ChipState   []byte
 	ChipChanged bool
 
@@ -392,6 +400,7 @@ func (m *Machine) Boot() (end string) {
 	if err := os.WriteFile(filepath.Join(m.Root, contract.Path), text, 0o600); err != nil {
 		m.T.Fatal(err)
 	}
+	m.startExtensions(m.Releases[chosen.Version])
 	m.booting = true
 	defer func() {
 		m.booting = false

@@ -11,7 +11,9 @@ import (
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/statefiles"
+	"halogenos.internal/boot/uki"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/initagent/extensions"
 	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/rootpart"
 )
@@ -50,6 +52,9 @@ func (s *stager) checkRelease(note *statefiles.Staged) (*candidate, error) {
 		return nil, err
 	}
 	if err := s.checkSlot(c); err != nil {
+		return nil, err
+	}
+	if err := s.checkExtensions(c); err != nil {
 		return nil, err
 	}
 	c.name = bls.Name{ImageID: c.contract.ImageID, Version: c.contract.Version, Counted: true, Left: Tries}
@@ -173,6 +178,24 @@ func (s *stager) checkSlot(c *candidate) error {
 		return fetched.Refuse("slot %s does not hold the release: %w", c.slot, err)
 	}
 	return err
+}
+
+// checkExtensions stops a release whose trials would end by an essential extension that is
+// enabled and not there. Its file may be fetched by the next boot.
+func (s *stager) checkExtensions(c *candidate) error {
+	image, err := uki.Parse(c.uki)
+	if err != nil {
+		return fetched.Refuse("%s: %w", release.UKIFile, err)
+	}
+	initrd, _ := image.Section(".initrd")
+	list, err := contract.ExtensionsFromInitrd(initrd)
+	if err != nil {
+		return fetched.Refuse("%s: %w", release.UKIFile, err)
+	}
+	if err := extensions.MayStart(s.Host, list); err != nil {
+		return fmt.Errorf("version %s would not start here: %w", c.contract.Version, err)
+	}
+	return nil
 }
 
 // checkManager checks the boot manager that the release brings.

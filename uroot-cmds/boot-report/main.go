@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/boot/bootreport"
 	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/extension"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/initagent/hw"
@@ -110,7 +111,7 @@ func (s source) statement(nonce []byte) (bootreport.Statement, error) {
 	return bootreport.Statement{
 		Nonce: nonce, Time: s.Now().Unix(), BootID: strings.TrimSpace(string(id)),
 		ImageID: boot.ImageID, Arch: boot.Arch, Version: version, Epoch: boot.Epoch, Floor: boot.Floor,
-		Slot: boot.Slot, Trial: boot.Trial, Reason: reason, Root: boot.Root,
+		Slot: boot.Slot, Trial: boot.Trial, Reason: reason, Root: boot.Root, Extensions: (&extension.Boot{States: boot.Extensions}).Measured(),
 	}, nil
 }
 

@@ -54,6 +54,7 @@ var happened = map[journal.Kind]string{
 	journal.Repaired:  "blocks of slot SLOT are repaired",
 	journal.Recovery:  "the recovery console opens",
 	journal.Accepted:  "the machine is accepted",
+	journal.LeftOut:   "what is enabled is not all there",
 	journal.NewKey:    "the recovery key",
 	journal.Floor:     "versions that were replaced are shut out for good",
 	journal.State:     "the directories that all systems share",
