@@ -246,8 +246,11 @@ func fits(h *host.Host, at string, entries []stateconf.Entry) error {
 			return err
 		}
 	}
-	return nil
+	return leadsTo(at, modules)
 }
+
+// modules is where a system has its kernels' modules. An extension may have more of them.
+const modules = "usr/lib/modules"
 
 // hidden are the names that no extension may have: what says which system this is, what the
 // boot lays over the image, and the directories that state.conf gives to the machine. /opt as a
@@ -267,11 +270,12 @@ func hidden(entries []stateconf.Entry) []string {
 // filesystems/overlayfs.rst).
 const opaque = "trusted.overlay.opaque"
 
-// hides is an error where an extension mounted at a directory has a name of the image's, or
-// something else than a directory on the way to it, or one that hides what lies below it.
-func hides(at, name string) error {
+// leadsTo is an error where an extension mounted at a directory has something else than a
+// directory on the way to one of the image's, or in its place, or one that hides what lies
+// below it.
+func leadsTo(at, directory string) error {
 	own := at
-	for part := range strings.SplitSeq(path.Dir(name), "/") {
+	for part := range strings.SplitSeq(directory, "/") {
 		own = filepath.Join(own, part)
 		is, err := isDirectory(own)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -281,8 +285,17 @@ func hides(at, name string) error {
 			return err
 		}
 		if _, err := unix.Lgetxattr(own, opaque, nil); !is || err == nil {
-			return fmt.Errorf("it has a /%s that hides /%s of the system", strings.TrimPrefix(own, at+"/"), name)
+			return fmt.Errorf("it has a /%s that hides what the system has there", strings.TrimPrefix(own, at+"/"))
 		}
+	}
+	return nil
+}
+
+// hides is an error where an extension mounted at a directory has a name of the image's, or
+// hides what leads to it.
+func hides(at, name string) error {
+	if err := leadsTo(at, path.Dir(name)); err != nil {
+		return err
 	}
 	_, err := os.Lstat(filepath.Join(at, name))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -27,11 +27,11 @@ func LayUsr(h *host.Host) error {
 	if h.Extensions == nil || !anyOpened(h) {
 		return nil
 	}
-	modules := layModules(h)
-	lay(h, trees[0], modules)
+	indexes := layModules(h)
+	lay(h, trees[0], indexes)
 	var err error
-	if modules != "" {
-		err = h.Unmount(modules)
+	if indexes != "" {
+		err = h.Unmount(indexes)
 	}
 	return errors.Join(err, h.Extensions.Stops())
 }
@@ -128,14 +128,13 @@ func layModules(h *host.Host) (at string) {
 func mergeModules(h *host.Host) (files map[string][]byte, with []int, directory string, err error) {
 	running, err := os.ReadFile(h.Path(osRelease))
 	release := strings.TrimSpace(string(running))
-	all := filepath.Join(trees[0], "lib/modules")
-	directory = filepath.Join(all, release)
+	directory = filepath.Join(modules, release)
 	var layers []map[string][]byte
 	for i, s := range h.Extensions.States {
 		if !s.Opened {
 			continue
 		}
-		has, _ := isDirectory(filepath.Join(place(h, i), all))
+		has, _ := isDirectory(filepath.Join(place(h, i), modules))
 		own, failed := indexes(place(h, i), directory)
 		if err == nil && failed != nil {
 			err = fmt.Errorf("extension %s: %w", s.Name, failed)
