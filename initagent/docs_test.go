@@ -133,7 +133,7 @@ var (
 	// The type of a method may be one that is not exported.
 	inWalk = regexp.MustCompile(`^[a-z][a-z0-9]*(\.[A-Za-z]\w*)?\.[A-Za-z]\w*$`)
 	// Names of files look the same.
-	fileEnding = regexp.MustCompile(`\.(conf|efi|env|erofs|go|img|index|json|jsonl|log|mod|openrc|pgp|raw|service|sh|sysv|target|timer)$`)
+	fileEnding = regexp.MustCompile(`\.(conf|dep|efi|env|erofs|go|img|index|json|jsonl|log|mod|openrc|pgp|raw|service|sh|sysv|target|timer)$`)
 	treePath   = regexp.MustCompile(`^(boot|builder|initagent|qemu-tests|uroot-cmds)/[A-Za-z0-9_./-]+$`)
 )
 
