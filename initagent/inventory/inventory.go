@@ -31,6 +31,10 @@ type System struct {
 	// Problem is what keeps it from starting, as far as can be seen.
 	Problem  string             `json:"problem,omitempty"`
 	Contract *contract.Contract `json:"-"`
+	// Extensions are the release's, as the UKI lists them; Unlisted is why that cannot be
+	// told, and nil where it is.
+	Extensions []contract.Extension `json:"-"`
+	Unlisted   error                `json:"-"`
 	Version  string             `json:"version,omitempty"`
 	Epoch    uint64             `json:"epoch"`
 }
@@ -85,11 +89,16 @@ func Take(m hw.Machine) (*Inventory, error) {
 
 func (inv *Inventory) look(files fs.FS, n bls.Name) System {
 	s := System{File: n.String(), State: state(n)}
-	c, err := read(files, path.Join(bls.Directory, n.String()))
+	initrd, err := read(files, path.Join(bls.Directory, n.String()))
+	var c *contract.Contract
+	if err == nil {
+		c, err = contract.FromInitrd(initrd)
+	}
 	if err != nil {
-		s.Problem = err.Error()
+		s.Problem, s.Unlisted = err.Error(), err
 		return s
 	}
+	s.Extensions, s.Unlisted = contract.ExtensionsFromInitrd(initrd)
 	s.Contract, s.Version, s.Epoch = c, c.Version.String(), c.Epoch
 	named := false
 	s.Slot, named = layout.FindSlot(inv.table, layout.SystemUUID(c.Root()), layout.VerityUUID(c.Root()))
@@ -100,6 +109,8 @@ func (inv *Inventory) look(files fs.FS, n bls.Name) System {
 		s.Problem = "no slot holds the content that it names"
 	case !named:
 		s.Problem = "its verity tree is not complete"
+	case s.Unlisted != nil:
+		s.Problem = s.Unlisted.Error()
 	}
 	return s
 }
@@ -114,8 +125,8 @@ func state(n bls.Name) string {
 	return "blessed"
 }
 
-// read returns the boot contract of a UKI.
-func read(files fs.FS, name string) (*contract.Contract, error) {
+// read returns the initramfs of a UKI, which begins with what the release says of itself.
+func read(files fs.FS, name string) ([]byte, error) {
 	image, err := bounded.File(files, name, enroll.MaxEFIFile)
 	if err != nil {
 		return nil, err
@@ -128,7 +139,7 @@ func read(files fs.FS, name string) (*contract.Contract, error) {
 	if !ok {
 		return nil, errors.New("it has no initramfs")
 	}
-	return contract.FromInitrd(initrd)
+	return initrd, nil
 }
 
 // ErrNoContent says that a slot has no content that a UKI names.

@@ -97,6 +97,9 @@ type Job struct {
 	System    block.Device
 	Tree      block.Device
 	Source    *Source // nil: everything is fetched
+	// Extension: a system extension of the release is fetched, not the release. System is
+	// its file then, of its whole size, and Tree is nil.
+	Extension *Extension
 	// PartBlocks is how many blocks of a file are dealt with at a time, each taking
 	// 25 bytes of memory; 0 stands for what suits most machines.
 	PartBlocks int
@@ -116,16 +119,14 @@ type Job struct {
 // of it is there, flushed, and has the root hash that was signed.
 func (j *Job) Run(ctx context.Context) (Result, error) {
 	defer j.closeIndex()
-	var err error
-	if j.Self, err = j.Found.Learned(j.Self); err != nil {
+	err := j.begin()
+	if err != nil {
 		return Result{}, err
 	}
-	if j.head, err = j.Found.head(j.Self); err != nil {
-		return Result{}, err
-	}
-	// What is left of another release must not be taken for this one's.
-	if err := j.tidy(); err != nil {
-		return Result{}, err
+	if j.Extension != nil {
+		err = j.bringExtension(ctx)
+		j.result.Fetched = j.meter.fetched.Load()
+		return j.result, err
 	}
 	if j.Found.Ranges {
 		err = j.byRanges(ctx)
@@ -140,6 +141,19 @@ func (j *Job) Run(ctx context.Context) (Result, error) {
 	}
 	j.result.Fetched = j.meter.fetched.Load()
 	return j.result, err
+}
+
+// begin reads the archive's head, and makes the directory ready for it.
+func (j *Job) begin() (err error) {
+	j.Found.of = j.Extension
+	if j.Self, err = j.Found.Learned(j.Self); err != nil {
+		return err
+	}
+	if j.head, err = j.Found.head(j.Self); err != nil {
+		return err
+	}
+	// What is left of another release must not be taken for this one's.
+	return j.tidy()
 }
 
 // byRanges fetches only what the machine lacks. Cut at any point, each small file is

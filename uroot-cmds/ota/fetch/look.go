@@ -35,12 +35,23 @@ type Found struct {
 	Notes          []byte `json:"notes,omitempty"`
 	NotesSignature []byte `json:"notes_signature,omitempty"`
 
+	// Missing: the server has no archive of the system extension that was asked for.
+	Missing bool `json:"missing,omitempty"`
+
 	step contract.Version // the archive's, where it is one on the way to what is offered; or 0
+	of   *Extension       // that the archive has to be of; nil where it is a release's
 }
 
 // head reads the archive's head, for the machine that Self says it is.
 func (f *Found) head(self *offer.Self) (*archive.Head, error) {
-	return archive.ReadHead(bytes.NewReader(f.Head), self.Authenticate)
+	return f.readFrom(bytes.NewReader(f.Head), self)
+}
+
+func (f *Found) readFrom(r io.Reader, self *offer.Self) (*archive.Head, error) {
+	if f.of != nil {
+		return f.of.readHead(r, self)
+	}
+	return archive.ReadHead(r, self.Authenticate)
 }
 
 // Learned returns the machine with what it learns of the release key.
@@ -97,15 +108,7 @@ func Look(ctx context.Context, t server.Transport, self *offer.Self, archiveName
 		f := &Found{Archive: archiveName}
 		return f, f.readHead(ctx, t, self)
 	}
-	directory, f, err := lookManifest(ctx, t, self)
-	for try := 1; errors.Is(err, offer.ErrUnsettled) && try < settling; try++ {
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-time.After(wait):
-		}
-		directory, f, err = lookManifest(ctx, t, self)
-	}
+	directory, f, err := lookSettled(ctx, t, self, wait)
 	if err != nil {
 		return f, err
 	}
@@ -125,6 +128,20 @@ func Look(ctx context.Context, t server.Transport, self *offer.Self, archiveName
 		return f, err
 	}
 	return f, f.readNotes(ctx, t, directory, d.Version)
+}
+
+// lookSettled is lookManifest, which waits for a manifest that fits its signature.
+func lookSettled(ctx context.Context, t server.Transport, self *offer.Self, wait time.Duration) (directory string, f *Found, err error) {
+	directory, f, err = lookManifest(ctx, t, self)
+	for try := 1; errors.Is(err, offer.ErrUnsettled) && try < settling; try++ {
+		select {
+		case <-ctx.Done():
+			return "", nil, context.Cause(ctx)
+		case <-time.After(wait):
+		}
+		directory, f, err = lookManifest(ctx, t, self)
+	}
+	return directory, f, err
 }
 
 // readNotes reads what there is to say about the release. No update waits for it.
@@ -237,7 +254,7 @@ func (f *Found) streamHead(ctx context.Context, t server.Transport, self *offer.
 	}
 	defer body.Close()
 	var read bytes.Buffer
-	_, err = archive.ReadHead(io.TeeReader(io.LimitReader(body, archive.MaxHead), &read), self.Authenticate)
+	_, err = f.readFrom(io.TeeReader(io.LimitReader(body, archive.MaxHead), &read), self)
 	f.Head = read.Bytes()
 	return f.checkHead(self, err)
 }
@@ -258,6 +275,10 @@ func (f *Found) asStep(channel manifest.Channel, v contract.Version) contract.Ve
 
 // missing explains why an archive that a manifest names cannot be read.
 func (f *Found) missing(err error) error {
+	if errors.Is(err, server.ErrNotFound) && f.of != nil {
+		f.Missing = true
+		return nil
+	}
 	if errors.Is(err, server.ErrNotFound) && f.step != 0 {
 		return fmt.Errorf("the server does not have version %s (%s), which this machine needs before anything newer (STEPS in %s): tell its distributor, who puts the archive back (`halogen release --verify` names what is missing), or takes version %s out of STEPS. "+
 			"Anyone who still has the archive takes it with `ota fetch --from`, by its address or its path (%w)", f.step, f.Archive, manifest.FileName, f.step, err)

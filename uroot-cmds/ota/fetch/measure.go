@@ -26,14 +26,8 @@ type Measured struct {
 func (j *Job) Measure(ctx context.Context) (Measured, error) {
 	defer j.closeIndex()
 	var m Measured
-	var err error
-	if j.Self, err = j.Found.Learned(j.Self); err != nil {
-		return m, err
-	}
-	if j.head, err = j.Found.head(j.Self); err != nil {
-		return m, err
-	}
-	if err := j.tidy(); err != nil {
+	err := j.begin()
+	if err != nil {
 		return m, err
 	}
 	if j.Found.Ranges {
@@ -44,6 +38,13 @@ func (j *Job) Measure(ctx context.Context) (Measured, error) {
 	}
 	m.Index = j.meter.fetched.Load()
 	if err != nil {
+		return m, err
+	}
+	if j.Extension != nil {
+		m.Bytes, err = j.measure(ctx, j.large(), j.System, j.extensionSource())
+		if !j.Found.Ranges && m.Bytes > 0 {
+			m.Bytes = j.head.ArchiveSize()
+		}
 		return m, err
 	}
 	for _, name := range []string{release.UKIFile, release.BootManagerFile} {

@@ -38,6 +38,9 @@ func (j *Job) isHere(ctx context.Context) (bool, error) {
 	if j.openIndex() != nil {
 		return false, nil
 	}
+	if j.Extension != nil {
+		return j.filledOffline(ctx, j.extensionSource())
+	}
 	for _, name := range []string{release.UKIFile, release.BootManagerFile} {
 		if ok, err := j.whole(name); !ok || err != nil {
 			return false, err
@@ -51,7 +54,12 @@ func (j *Job) isHere(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	defer uki.Close() // it was only read
-	err = j.fill(ctx, release.ImageFile, j.System, j.imageSource(uki), false)
+	return j.filledOffline(ctx, j.imageSource(uki))
+}
+
+// filledOffline reports whether the large file is there, or could be made of what is.
+func (j *Job) filledOffline(ctx context.Context, from *source) (bool, error) {
+	err := j.fill(ctx, j.large(), j.System, from, false)
 	if errors.Is(err, errLacking) {
 		return false, nil
 	}
@@ -93,7 +101,7 @@ func (j *Job) stream(ctx context.Context) (cut bool, err error) {
 		return nil // authenticated with the head
 	}
 	// Closing the archive ends what reads ahead, before the body is closed.
-	r, err := archive.Open(ctx, t, same, archive.Options{Workers: parallel})
+	r, err := archive.Open(ctx, t, same, archive.Options{Workers: parallel, Extension: j.Extension != nil})
 	if err != nil {
 		return t.err != nil, err
 	}
@@ -119,7 +127,7 @@ func (j *Job) streamFile(ctx context.Context, f release.File, content io.Reader)
 	switch f.Name {
 	case release.IndexFile:
 		return j.keepIndex(content)
-	case release.ImageFile:
+	case j.large():
 		return j.streamImage(ctx, content)
 	}
 	if err := j.streamSmall(f, content); err != nil {
@@ -149,12 +157,12 @@ func (j *Job) streamSmall(f release.File, content io.Reader) error {
 // flushEvery bounds what a power cut takes away of a stream, in bytes.
 const flushEvery = 64 << 20
 
-// streamImage writes the system image as it comes, each block compared with
+// streamImage writes the large file as it comes, each block compared with
 // the index first.
 func (j *Job) streamImage(ctx context.Context, content io.Reader) error {
-	file, ok := j.index.File(release.ImageFile)
+	file, ok := j.index.File(j.large())
 	if !ok {
-		return fmt.Errorf("block index has no file %s", release.ImageFile)
+		return fmt.Errorf("block index has no file %s", j.large())
 	}
 	var part blockindex.Part
 	if err := part.Load(file, 0); err != nil {

@@ -233,30 +233,53 @@ func (s *Self) Authenticate(description, signature []byte) error {
 	return nil
 }
 
-// maxInitrdHead is how much of an initramfs can hold its boot contract: the
-// contract, and the head of the archive around it.
-const maxInitrdHead = contract.MaxSize + 64<<10
+// maxInitrdHead is how much of an initramfs can hold its boot contract and its list of
+// extensions: these, and the heads of the archives around them.
+const maxInitrdHead = contract.MaxSize + 256<<10
+
+// initrdHead is the start of a UKI's initramfs.
+func initrdHead(image io.ReaderAt) ([]byte, error) {
+	file, err := pe.NewFile(image)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", release.UKIFile, err)
+	}
+	initrd := file.Section(".initrd")
+	if initrd == nil {
+		return nil, fmt.Errorf("%s has no initramfs", release.UKIFile)
+	}
+	head := make([]byte, min(int64(initrd.Size), maxInitrdHead))
+	if _, err := io.ReadFull(initrd.Open(), head); err != nil {
+		return nil, fmt.Errorf("%s: read the initramfs: %w", release.UKIFile, err)
+	}
+	return head, nil
+}
+
+// Extensions reads which extensions a release has from its UKI, and the release's boot
+// contract. It checks no signature.
+func Extensions(image io.ReaderAt) (*contract.Contract, []contract.Extension, error) {
+	head, err := initrdHead(image)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := contract.FromInitrd(head)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", release.UKIFile, err)
+	}
+	list, err := contract.ExtensionsFromInitrd(head)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", release.UKIFile, err)
+	}
+	return c, list, nil
+}
 
 // UKI refuses a UKI, which was found to be the release's, whose boot contract
 // is another one's or cannot follow the running system's, which the boot would
 // refuse after all was fetched. Its bytes must have been compared with their signed
 // hash before.
 func (s *Self) UKI(r *release.Release, image io.ReaderAt) error {
-	file, err := pe.NewFile(image)
+	c, _, err := Extensions(image)
 	if err != nil {
-		return fmt.Errorf("%s: %w", release.UKIFile, err)
-	}
-	initrd := file.Section(".initrd")
-	if initrd == nil {
-		return fmt.Errorf("%s has no initramfs", release.UKIFile)
-	}
-	head := make([]byte, min(int64(initrd.Size), maxInitrdHead))
-	if _, err := io.ReadFull(initrd.Open(), head); err != nil {
-		return fmt.Errorf("%s: read the initramfs: %w", release.UKIFile, err)
-	}
-	c, err := contract.FromInitrd(head)
-	if err != nil {
-		return fmt.Errorf("%s: %w", release.UKIFile, err)
+		return err
 	}
 	if err := r.Matches(c); err != nil {
 		return err

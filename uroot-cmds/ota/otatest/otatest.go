@@ -57,13 +57,14 @@ func Image(blocks int, seed uint64, every int, change uint64) []byte {
 
 // A Spec says what release to make.
 type Spec struct {
-	ImageID string // "" is "test-os"
-	Arch    string // "" is x86_64
-	Version contract.Version
-	Epoch   uint64
-	Key     *Key // that signs; nil: not signed
-	Pinned  *Key // that the UKI has pinned; nil: as Key
-	Image   []byte
+	ImageID    string // "" is "test-os"
+	Arch       string // "" is x86_64
+	Version    contract.Version
+	Epoch      uint64
+	Key        *Key // that signs; nil: not signed
+	Pinned     *Key // that the UKI has pinned; nil: as Key
+	Image      []byte
+	Extensions []Extension // by name, image and whether they are essential
 	// Change changes the description before it is packed and signed.
 	Change func(r *release.Release)
 }
@@ -76,6 +77,8 @@ type Release struct {
 	Archive  []byte
 	Head     *archive.Head
 	Text     []byte // release.json
+	// Extensions are those of the spec, made.
+	Extensions []Extension
 }
 
 type memory struct{ bytes.Buffer }
@@ -111,6 +114,15 @@ func Make(t testing.TB, s Spec) *Release {
 	first, err := contract.Archive(c)
 	must(t, err)
 	out := &Release{Contract: c, Image: s.Image}
+	var list []contract.Extension
+	for _, e := range s.Extensions {
+		e.make(t, c, s.Key)
+		out.Extensions = append(out.Extensions, e)
+		list = append(list, e.Listed)
+	}
+	more, err := contract.ExtensionsArchive(list)
+	must(t, err)
+	first = append(first, more...)
 	out.UKI = ukitest.Image(ukitest.Section{Name: ".text", Data: Image(20, 99, 0, 0)}, ukitest.Section{Name: ".initrd", Data: first}, ukitest.Section{Name: ".linux", Data: Image(40, 77, 0, 0)})
 	contents := map[string][]byte{release.UKIFile: out.UKI, release.BootManagerFile: ukitest.Stub("257"), release.ImageFile: s.Image}
 	sum := make([]byte, 32)
@@ -173,6 +185,9 @@ func (s *Site) Put(name string, content []byte) {
 func (s *Site) Publish(r *Release, change func(m *manifest.Manifest)) *manifest.Manifest {
 	v := r.Contract.Version
 	s.Put(Directory+manifest.ArchiveName(v), r.Archive)
+	for _, e := range r.Extensions {
+		s.Put(Directory+manifest.ExtensionArchiveName(v, e.Name), e.Archive)
+	}
 	m := &manifest.Manifest{Stable: manifest.Entry{Version: v}}
 	if s.Key != nil {
 		m.PubKey = "release-key.pgp"

@@ -27,6 +27,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/uroot-cmds/ota/fetch"
@@ -54,6 +55,11 @@ type Request struct {
 	Self      *offer.Self `json:"self"`
 	// Found is what a worker that looked has found.
 	Found *fetch.Found `json:"found,omitempty"`
+	// Extension is the system extension that all of it is about; nil where it is a release.
+	// System is its file then. Have is the same extension of another release, whose file is
+	// ActiveSystem.
+	Extension *fetch.Extension    `json:"extension,omitempty"`
+	Have      *contract.Extension `json:"have,omitempty"`
 	// UKI is the running UKI's name on the ESP.
 	UKI string `json:"uki,omitempty"`
 	// Name and Text are of the file that Tell puts on the server.
@@ -190,7 +196,7 @@ func Do(ctx context.Context, r Request, files Files, directory string, send func
 	}
 	switch r.Do {
 	case Look:
-		f, err := fetch.Look(ctx, t, r.Self, r.Archive, settle)
+		f, err := r.look(ctx, t)
 		if err != nil {
 			// What is wrong may be a key that was revoked: who asked must not forget it.
 			if f != nil && len(f.Key) > 0 {
@@ -212,6 +218,13 @@ func Do(ctx context.Context, r Request, files Files, directory string, send func
 	return fmt.Errorf("request %q is not known", r.Do)
 }
 
+func (r *Request) look(ctx context.Context, t server.Transport) (*fetch.Found, error) {
+	if r.Extension != nil {
+		return fetch.LookExtension(ctx, t, r.Self, r.Extension, r.Archive, settle)
+	}
+	return fetch.Look(ctx, t, r.Self, r.Archive, settle)
+}
+
 func (r *Request) transport(files Files, note func(string)) (server.Transport, error) {
 	if files[Archive] != nil {
 		return server.NewFile(files[Archive]), nil
@@ -220,8 +233,11 @@ func (r *Request) transport(files Files, note func(string)) (server.Transport, e
 }
 
 func (r *Request) fetch(ctx context.Context, t server.Transport, files Files, directory string, note func(string), send func(Event)) error {
-	if r.Found == nil || files[System] == nil || files[Tree] == nil {
+	if r.Found == nil || files[System] == nil || files[Tree] == nil && r.Extension == nil {
 		return errors.New("request names nothing to fetch, or no slot")
+	}
+	if r.Extension != nil && (r.Extension.Of == nil || r.Found.Missing) {
+		return errors.New("request names an extension of no release, or one that is not there")
 	}
 	root, err := os.OpenRoot(directory)
 	if err != nil {
@@ -231,6 +247,9 @@ func (r *Request) fetch(ctx context.Context, t server.Transport, files Files, di
 	j := &fetch.Job{
 		Server: t, Archive: r.Found.Archive, Found: r.Found, Self: r.Self, Directory: root, System: files[System], Tree: files[Tree],
 		Source: r.source(files), Progress: seldom(func(p fetch.Progress) { send(Event{Progress: &p}) }), Note: note,
+	}
+	if r.Extension != nil {
+		j.Extension, j.Source = r.Extension, r.otherExtension(files)
 	}
 	if r.Do == Measure {
 		m, err := j.Measure(ctx)
@@ -272,6 +291,16 @@ func (r *Request) source(files Files) *fetch.Source {
 		}
 	}
 	return s
+}
+
+// otherExtension is what the machine has of the same extension of another release.
+func (r *Request) otherExtension(files Files) *fetch.Source {
+	f := files[ActiveSystem]
+	if f == nil || r.Have == nil {
+		return nil
+	}
+	tree := io.NewSectionReader(f, r.Have.ImageSize, 1<<62-r.Have.ImageSize)
+	return &fetch.Source{System: f, Tree: tree, Blocks: r.Have.VerityParams().DataBlocks, Salt: r.Have.Salt}
 }
 
 // seldom passes progress on when a phase starts or ends, and now and then.
