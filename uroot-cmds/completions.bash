@@ -33,6 +33,11 @@ _halogen() {
 		return
 		;;
 	"halogenctl setup --check" | *" --from") mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+	*"ota extension extension") mapfile -t COMPREPLY < <(compgen -W "list enable disable --help" -- "$current"); return ;;
+	*"ota extension enable" | *"ota extension disable")
+		mapfile -t COMPREPLY < <(compgen -W "$("$command" extension list 2>/dev/null | sed -n 's/^  \([a-z][a-z0-9-]*\) (.*/\1/p' | sort -u) --json --help" -- "$current")
+		return
+		;;
 	*"ota channel channel") mapfile -t COMPREPLY < <(compgen -W "stable beta alpha --json --help" -- "$current"); return ;;
 	*"halogenctl verify"* | *"halogenctl repair"*)
 		mapfile -t COMPREPLY < <(compgen -W "a b --json --help" -- "$current")

@@ -50,6 +50,7 @@ const usage = `usage: ota COMMAND [--json] [--help] ...
   rollback give up what was installed last
   retry    try a version again that has failed or was given up
   restart  restart into what was fetched
+  extension list, enable or disable system extensions of the release
   channel  show the channel that is followed, or follow another
   report   show what the distributor is told of the last update, and allow it
 
@@ -93,6 +94,7 @@ type call struct {
 	on      *bool
 	off     *bool
 	send    *bool
+	words   []string // of an extension command, without flags
 	screen  *screen
 	out     io.Writer // for people
 	raw     io.Writer // the standard output
@@ -100,18 +102,19 @@ type call struct {
 
 func commands() map[string]command {
 	return map[string]command{
-		"check":    {checkUsage, check},
-		"fetch":    {fetchUsage, fetchRelease},
-		"status":   {statusUsage, status},
-		"history":  {historyUsage, history},
-		"notes":    {notesUsage, notesOf},
-		"bless":    {blessUsage, bless},
-		"health":   {healthUsage, healthOf},
-		"rollback": {rollbackUsage, rollback},
-		"retry":    {retryUsage, retry},
-		"restart":  {restartUsage, restart},
-		"channel":  {channelUsage, channel},
-		"report":   {reportUsage, reportOf},
+		"check":     {checkUsage, check},
+		"fetch":     {fetchUsage, fetchRelease},
+		"status":    {statusUsage, status},
+		"history":   {historyUsage, history},
+		"notes":     {notesUsage, notesOf},
+		"bless":     {blessUsage, bless},
+		"health":    {healthUsage, healthOf},
+		"rollback":  {rollbackUsage, rollback},
+		"retry":     {retryUsage, retry},
+		"restart":   {restartUsage, restart},
+		"channel":   {channelUsage, channel},
+		"extension": {extensionUsage, extensionOf},
+		"report":    {reportUsage, reportOf},
 	}
 }
 
@@ -137,6 +140,8 @@ func (c command) call(ctx context.Context, args []string, s Streams, open func()
 	switch args[0] {
 	case "check":
 		on.from = f.String("from", "", "")
+	case "extension":
+		on.from = f.String("from", "", "")
 	case "fetch":
 		on.from, on.now, on.auto = f.String("from", "", ""), f.Bool("now", false, ""), f.Bool("auto", false, "")
 	case "status":
@@ -156,6 +161,9 @@ func (c command) call(ctx context.Context, args []string, s Streams, open func()
 		on.cancel, on.forget = f.Bool("cancel", false, ""), f.Bool("forget", false, "")
 	}
 	err := f.Parse(args[1:])
+	if args[0] == "extension" && err == nil {
+		on.words, err = words(f)
+	}
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprint(s.Out, c.usage)
 		return exitDone
@@ -180,7 +188,7 @@ func wayOut(ctx context.Context, name string, err error) error {
 	switch {
 	case err == nil || exitCode(err) != exitFailed:
 		return err
-	case ctx.Err() != nil && name == "fetch":
+	case ctx.Err() != nil && (name == "fetch" || name == "extension"):
 		return errors.New("interrupted: run it again, and it goes on where it was. The system that runs is as before")
 	case ctx.Err() != nil:
 		return errors.New("interrupted: run it again")
@@ -237,6 +245,10 @@ func encode(result any, err error, code int) ([]byte, error) {
 		}
 	case *machine.Health:
 		failure.Result = out
+	case *machine.ExtensionChange:
+		if out != nil {
+			failure.Result = out
+		}
 	}
 	return json.MarshalIndent(failure, "", "  ")
 }
@@ -337,6 +349,7 @@ func fetchRelease(ctx context.Context, c *call) (any, error) {
 			fmt.Fprintf(c.out, ", %s made of it by patches", size(out.Result.Patched))
 		}
 		fmt.Fprintln(c.out)
+		c.showFetched(out.Extensions)
 	}
 	return out, err
 }

@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/initagent/hw"
 	"halogenos.internal/uroot-cmds/ota/offer"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
@@ -65,6 +63,9 @@ func (m *Machine) Fetch(ctx context.Context, o Options) (*Outcome, error) {
 	}
 	if err := u.fill(ctx, out, head); err != nil {
 		return out, err
+	}
+	if err := u.bringExtensions(ctx, out); err != nil {
+		return out, hw.Full(err)
 	}
 	return out, u.stage(out)
 }
@@ -157,20 +158,17 @@ func (u *update) room(r *release.Release) error {
 			need += f.Packed
 		}
 	}
-	var s unix.Statfs_t
-	if err := unix.Statfs(u.state(u.running), &s); err != nil {
-		return fmt.Errorf("free space: %w", err)
+	free, err := u.free()
+	if err != nil {
+		return err
 	}
-	free := int64(min(s.Bavail, 1<<50/uint64(max(s.Bsize, 1)))) * s.Bsize
 	// What an earlier try has left is used again, or makes room.
-	err := filepath.WalkDir(u.state(u.running, fetchDirectory), func(_ string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(u.state(u.running, fetchDirectory), func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return nil // what cannot be seen is no room
 		}
 		if info, err := d.Info(); err == nil && info.Mode().IsRegular() {
-			if s, ok := info.Sys().(*syscall.Stat_t); ok {
-				free += s.Blocks * 512 // what it takes, not what it says
-			}
+			free += allocated(info)
 		}
 		return nil
 	})

@@ -57,6 +57,8 @@ type Outcome struct {
 	Urgency  notes.Urgency   `json:"urgency,omitempty"` // the greatest of them
 	Security bool            `json:"security,omitempty"`
 	Result   *fetch.Result   `json:"result,omitempty"`
+	// Extensions are those of the release that are enabled, and what became of them.
+	Extensions []FetchedExtension `json:"extensions,omitempty"`
 }
 
 // update is one Check or Fetch under way.
@@ -75,6 +77,7 @@ type update struct {
 	found    *fetch.Found
 	lock     *os.File // nil: another ota has it
 	meter    *Meter   // of a fetch
+	alone    bool     // an extension is fetched, and no release: an archive in From is its own
 }
 
 // Check asks the server what it offers, and finds out how much of it would be fetched.

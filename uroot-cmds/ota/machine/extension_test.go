@@ -1,0 +1,511 @@
+package machine
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"halogenos.internal/boot/extension"
+	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/manifest"
+	"halogenos.internal/initagent/bootinfo"
+	"halogenos.internal/uroot-cmds/ota/fetch"
+	"halogenos.internal/uroot-cmds/ota/otatest"
+	"halogenos.internal/uroot-cmds/ota/worker"
+)
+
+// An extendedWorld is one whose machine runs version 2, which has the extensions vpn and, as an
+// essential one, drivers. Version 3 has them as well, of other content, and waits on the
+// server; version 1, in slot B, has vpn.
+type extendedWorld struct{ *world }
+
+const extensionBlocks = 300
+
+func newExtended(t testing.TB) extendedWorld {
+	t.Helper()
+	w := extendedWorld{newWorld(t)}
+	w.one, w.two, w.three = extendedReleases(w.world)
+	w.install(layout.SlotA, w.two, "test-os_2.efi")
+	w.install(layout.SlotB, w.one, "test-os_1.efi")
+	w.boot(layout.SlotA, w.two)
+	for _, r := range []*otatest.Release{w.one, w.two, w.three} {
+		w.site.Publish(r, nil)
+	}
+	return w
+}
+
+// extendedLine has these releases, which are made once.
+var extendedLine struct {
+	sync.Mutex
+	made [3]*otatest.Release
+}
+
+func extendedReleases(w *world) (one, two, three *otatest.Release) {
+	l := &extendedLine
+	l.Lock()
+	defer l.Unlock()
+	if l.made[0] != nil {
+		return l.made[0], l.made[1], l.made[2]
+	}
+	spec := func(of *otatest.Release, extensions ...otatest.Extension) *otatest.Release {
+		return otatest.Make(w.t, otatest.Spec{Version: of.Contract.Version, Key: w.key, Image: of.Image, Extensions: extensions})
+	}
+	vpn := func(every int, change uint64) otatest.Extension {
+		return otatest.Extension{Name: "vpn", Image: otatest.Image(extensionBlocks, 5, every, change)}
+	}
+	drivers := func(blocks, every int) otatest.Extension {
+		return otatest.Extension{Name: "drivers", Image: otatest.Image(blocks, 6, every, 3), Essential: true}
+	}
+	l.made = [3]*otatest.Release{spec(w.one, vpn(7, 1)), spec(w.two, vpn(0, 0), drivers(40, 0)), spec(w.three, vpn(60, 3), drivers(44, 5))}
+	return l.made[0], l.made[1], l.made[2]
+}
+
+func (w extendedWorld) enable(names ...string) (*ExtensionChange, error) {
+	return w.m.EnableExtensions(w.t.Context(), names, Options{Tell: func(e worker.Event) {
+		if e.Note != "" {
+			w.t.Log(e.Note)
+		}
+	}})
+}
+
+func (w extendedWorld) file(e *otatest.Extension) string {
+	return filepath.Join(stateDirectory, extension.Directory, extension.FileName(e.Listed.Root()))
+}
+
+func (w extendedWorld) choice() string {
+	return strings.TrimSpace(w.read(filepath.Join(stateDirectory, extension.Directory, extension.ChoiceName)))
+}
+
+// holds checks what lies in the directory.
+func (w extendedWorld) holds(choice string, files ...*otatest.Extension) {
+	w.t.Helper()
+	var want []string
+	if choice != "" {
+		want = append(want, extension.ChoiceName)
+		if got := w.choice(); got != `{"format":1,"enabled":[`+choice+`]}` {
+			w.t.Errorf("the choice is %s", got)
+		}
+	}
+	for _, e := range files {
+		want = append(want, filepath.Base(w.file(e)))
+		if got := w.read(w.file(e)); got != string(e.File) {
+			w.t.Errorf("the file of %s differs (%d bytes)", e.Name, len(got))
+		}
+	}
+	entries, err := os.ReadDir(w.path(filepath.Join(stateDirectory, extension.Directory)))
+	must(w.t, err)
+	var have []string
+	for _, e := range entries {
+		have = append(have, e.Name())
+		if info, err := e.Info(); err != nil || info.Mode().Perm() != 0o600 {
+			w.t.Errorf("%s has the mode %v, %v", e.Name(), info.Mode(), err)
+		}
+	}
+	slices.Sort(want)
+	if !slices.Equal(have, want) {
+		w.t.Errorf("the directory has %v, want %v", have, want)
+	}
+}
+
+// TestExtensions enables one, updates, goes on with the new release and disables it.
+func TestExtensions(t *testing.T) {
+	w := newExtended(t)
+	vpn1, vpn2, vpn3, drivers2, drivers3 := &w.one.Extensions[0], &w.two.Extensions[0], &w.three.Extensions[0], &w.two.Extensions[1], &w.three.Extensions[1]
+	if x, err := w.m.ListExtensions(); err != nil || len(x.Releases) != 2 || x.Releases[0].Role != RoleRuns || x.Releases[1].Role != RoleOlder || len(x.Releases[0].Extensions) != 2 || x.Releases[0].Extensions[0].Name != "drivers" || x.Releases[0].Extensions[1].There {
+		t.Fatalf("%+v, %v", x, err)
+	}
+	out, err := w.enable("vpn", "drivers")
+	if err != nil || len(out.Fetched) != 3 || len(out.Warnings) > 0 {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	// The release in the other slot has vpn as well, of which most can be copied.
+	if f := out.Fetched[1]; f.Version != 1 || f.Result.Copied < extensionBlocks/2*4096 {
+		t.Errorf("of the other slot: %+v", f.Result)
+	}
+	w.holds(`"drivers","vpn"`, vpn1, vpn2, drivers2)
+	again, err := w.enable("vpn")
+	if err != nil || !again.Fetched[0].There || again.Fetched[0].Result != nil {
+		t.Errorf("a second time: %+v, %v", again, err)
+	}
+	fetched, err := w.fetch()
+	if err != nil || !fetched.Staged || len(fetched.Extensions) != 2 || fetched.Extensions[1].Result.Copied == 0 {
+		t.Fatalf("%+v, %v", fetched, err)
+	}
+	w.complete()
+	w.holds(`"drivers","vpn"`, vpn2, drivers2, vpn3, drivers3) // version 1 is gone
+	x, err := w.m.ListExtensions()
+	if err != nil || len(x.Releases) != 2 || x.Releases[1].Role != RoleWaits || x.Releases[1].Version != 3 || !x.Releases[1].Extensions[0].There {
+		t.Errorf("%+v, %v", x, err)
+	}
+	out, err = w.m.DisableExtensions([]string{"drivers"})
+	if err != nil || len(out.Warnings) != 1 || !strings.Contains(out.Warnings[0], "essential to version 2 and 3") {
+		t.Errorf("%+v, %v", out, err)
+	}
+	w.holds(`"vpn"`, vpn2, drivers2, vpn3, drivers3) // both slots' releases list them
+	if _, err := w.m.DisableExtensions([]string{"other"}); err == nil || !strings.Contains(err.Error(), "enabled are vpn") {
+		t.Errorf("one that is nowhere: %v", err)
+	}
+}
+
+// TestExtensionsState takes from the boot's report what became of each.
+func TestExtensionsState(t *testing.T) {
+	w := newExtended(t)
+	for i, e := range w.two.Extensions {
+		w.write(w.file(&e), e.File[:len(e.File)-i*4096])
+	}
+	w.write(filepath.Join(stateDirectory, extension.Directory, extension.ChoiceName), []byte(`{"format":1,"enabled":["drivers","gone","vpn"]}`))
+	report, err := json.Marshal(struct {
+		bootinfo.Report
+		Extensions []extension.State `json:"extensions"`
+	}{bootinfo.Report{Slot: layout.SlotA, Contract: w.two.Contract}, []extension.State{
+		{Extension: w.two.Extensions[0].Listed, Enabled: true, Opened: true},
+		{Extension: w.two.Extensions[1].Listed, Enabled: true, LeftOut: "its file is too short"},
+	}})
+	must(t, err)
+	w.write(reportFile, report)
+	x, err := w.m.ListExtensions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	drivers, vpn := x.Releases[0].Extensions[0], x.Releases[0].Extensions[1]
+	if !vpn.Opened || !vpn.There || !vpn.Enabled || vpn.Size != int64(len(w.two.Extensions[0].File)) {
+		t.Errorf("%+v", vpn)
+	}
+	if drivers.Opened || drivers.There || !drivers.Essential || drivers.LeftOut != "its file is too short" {
+		t.Errorf("%+v", drivers)
+	}
+	if !slices.Equal(x.Unknown, []string{"gone"}) {
+		t.Errorf("unknown: %v", x.Unknown)
+	}
+}
+
+// A choice that cannot be read is refused by all, left as it is, and named.
+func TestExtensionsMalformed(t *testing.T) {
+	for _, text := range []string{"", "{}", `{"format":2,"enabled":[]}`, `{"format":1,"enabled":["vpn","vpn"]}`, `{"format":1,"enabled":["../x"]}`, strings.Repeat("x", extension.MaxChoice+1)} {
+		w := newExtended(t)
+		name := filepath.Join(stateDirectory, extension.Directory, extension.ChoiceName)
+		w.write(name, []byte(text))
+		_, list := w.m.ListExtensions()
+		_, enable := w.enable("vpn")
+		_, disable := w.m.DisableExtensions([]string{"vpn"})
+		_, fetched := w.fetch()
+		for what, err := range map[string]error{"list": list, "enable": enable, "disable": disable, "fetch": fetched} {
+			if err == nil || !strings.Contains(err.Error(), "`mv "+w.path(name)) {
+				t.Errorf("%s with %.40q: %v", what, text, err)
+			}
+		}
+		if w.read(name) != text {
+			t.Errorf("%.40q became %s", text, w.read(name))
+		}
+		if _, err := os.Stat(w.path(filepath.Join(stateDirectory, stagedFile))); err == nil {
+			t.Error("a release was staged")
+		}
+	}
+}
+
+// Exchanged, torn and foreign files are refused, and nothing is enabled. FAULTS 111
+func TestExtensionsExchanged(t *testing.T) {
+	stranger := otatest.NewKey(t)
+	vpn := func(w extendedWorld) string {
+		return otatest.Directory + manifest.ExtensionArchiveName(2, "vpn")
+	}
+	for name, c := range map[string]struct {
+		change func(w extendedWorld)
+		want   string
+	}{
+		"of another release":  {func(w extendedWorld) { w.site.Put(vpn(w), w.three.Extensions[0].Archive) }, "version is 3"},
+		"another extension":   {func(w extendedWorld) { w.site.Put(vpn(w), w.two.Extensions[1].Archive) }, "name is drivers"},
+		"a release's archive": {func(w extendedWorld) { w.site.Put(vpn(w), w.two.Archive) }, "describes a release"},
+		"torn":                {func(w extendedWorld) { w.site.Put(vpn(w), w.two.Extensions[0].Archive[:9000]) }, "bytes early"},
+		"torn in its head":    {func(w extendedWorld) { w.site.Put(vpn(w), w.two.Extensions[0].Archive[:700]) }, "is not whole"},
+		"not there":           {func(w extendedWorld) { delete(w.site.Files, vpn(w)) }, "does not have vpn of version 2"},
+		"a page":              {func(w extendedWorld) { w.site.Put(vpn(w), []byte("<!DOCTYPE html><html>")) }, "web page"},
+		"by a stranger":       {func(w extendedWorld) { w.otherKey(stranger) }, "release.json.pgp"},
+		"of other content":    {func(w extendedWorld) { w.rebuilt() }, "root hash is "},
+		"changed in its middle": {func(w extendedWorld) {
+			changed := bytes.Clone(w.two.Extensions[0].Archive)
+			changed[len(changed)/2] ^= 1
+			w.site.Put(vpn(w), changed)
+		}, "not what was signed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newExtended(t)
+			c.change(w)
+			if out, err := w.enable("vpn"); err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "is not enabled") {
+				t.Errorf("%+v, %v, want %q", out, err, c.want)
+			}
+			x, err := w.m.ListExtensions()
+			if err != nil || x.Releases[0].Extensions[1].Enabled || x.Releases[0].Extensions[1].There {
+				t.Errorf("%+v, %v", x, err)
+			}
+		})
+	}
+}
+
+// otherKey signs the extension with a key that is not the pinned one.
+func (w extendedWorld) otherKey(k *otatest.Key) {
+	r := otatest.Make(w.t, otatest.Spec{Version: 2, Key: k.For(w.t), Image: otatest.Image(50, 1, 0, 0), Extensions: w.two.Extensions[:1]})
+	w.site.Put(otatest.Directory+manifest.ExtensionArchiveName(2, "vpn"), r.Extensions[0].Archive)
+}
+
+// rebuilt puts a rightly signed vpn of version 2 there which the UKI does not list.
+func (w extendedWorld) rebuilt() {
+	r := otatest.Make(w.t, otatest.Spec{Version: 2, Key: w.key, Image: otatest.Image(50, 1, 0, 0), Extensions: w.three.Extensions[:1]})
+	w.site.Put(otatest.Directory+manifest.ExtensionArchiveName(2, "vpn"), r.Extensions[0].Archive)
+}
+
+// An update with an essential extension that is not to be had is not tried; another one
+// does not stop it.
+func TestExtensionsMissing(t *testing.T) {
+	w := newExtended(t)
+	if _, err := w.enable("vpn", "drivers"); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range w.three.Extensions {
+		delete(w.site.Files, otatest.Directory+manifest.ExtensionArchiveName(3, e.Name))
+	}
+	out, err := w.fetch()
+	if err == nil || out.Staged || !strings.Contains(err.Error(), "`ota extension disable drivers`") {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if _, err := os.Stat(w.path(filepath.Join(stateDirectory, stagedFile))); err == nil {
+		t.Error("it is staged")
+	}
+	if _, err := w.m.DisableExtensions([]string{"drivers"}); err != nil {
+		t.Fatal(err)
+	}
+	before := len(w.archiveRequested)
+	if out, err = w.fetch(); err != nil || !out.Staged || len(out.Extensions) != 1 || !out.Extensions[0].Missing || out.Result.Fetched != 0 {
+		t.Errorf("%+v, %v", out, err)
+	}
+	w.complete()
+	t.Logf("%d requests for archives", len(w.archiveRequested)-before)
+}
+
+// A release that has no extension of an enabled name is taken, and says so.
+func TestExtensionsGone(t *testing.T) {
+	w := newExtended(t)
+	if _, err := w.enable("vpn"); err != nil {
+		t.Fatal(err)
+	}
+	w.three = otatest.Make(t, otatest.Spec{Version: 3, Key: w.key, Image: w.three.Image})
+	w.site.Publish(w.three, nil)
+	var notes []string
+	out, err := w.m.Fetch(t.Context(), Options{Tell: func(e worker.Event) { notes = append(notes, e.Note) }})
+	if err != nil || !out.Staged || !slices.ContainsFunc(notes, func(n string) bool { return strings.Contains(n, "has none of that name") }) {
+		t.Errorf("%+v, %v, %q", out, err, notes)
+	}
+	w.complete()
+}
+
+// A fetch of an extension that is killed at many points goes on each time, and asks for
+// little again.
+func TestExtensionsKilled(t *testing.T) {
+	w := newExtended(t)
+	vpn := &w.two.Extensions[0]
+	var left, sent atomic.Int64
+	w.onArchive = func(out http.ResponseWriter, _ *http.Request) http.ResponseWriter {
+		return &killing{ResponseWriter: out, left: &left, sent: &sent}
+	}
+	kills := 0
+	for left.Store(60_000); ; left.Store(60_000 + int64(kills)*7000) {
+		out, err := w.enable("vpn")
+		if err == nil && len(out.Warnings) == 0 {
+			break
+		}
+		if kills++; kills > 40 {
+			t.Fatal("it does not come to an end")
+		}
+		if err == nil { // killed while it fetched for the other slot's release
+			continue
+		}
+		if !strings.Contains(err.Error(), "killed") && !strings.Contains(err.Error(), "EOF") && !strings.Contains(err.Error(), "worker") {
+			t.Fatalf("kill %d: %v", kills, err)
+		}
+		if _, err := os.Stat(w.path(w.file(vpn))); err == nil && w.read(w.file(vpn)) != string(vpn.File) {
+			t.Fatal("half a file has its name")
+		}
+		if !strings.Contains(w.choice(), "no such file") {
+			t.Fatalf("it is enabled: %s", w.choice())
+		}
+	}
+	if kills < 3 {
+		t.Errorf("%d kills", kills)
+	}
+	w.holds(`"vpn"`, &w.one.Extensions[0], vpn)
+	t.Logf("%d kills, %d bytes of archives of %d", kills, sent.Load(), len(vpn.Archive)+len(w.one.Extensions[0].Archive))
+}
+
+// What a worker leaves is compared with the UKI's root hash, whatever it says.
+func TestExtensionsLyingWorker(t *testing.T) {
+	w := newExtended(t)
+	r, err := w.m.Running()
+	must(t, err)
+	lock, err := w.m.lock(r)
+	must(t, err)
+	defer lock.Close()
+	must(t, w.m.makeExtensions(r))
+	u := &update{Machine: w.m, running: r, Options: Options{Tell: func(worker.Event) {}}}
+	x, err := w.m.extensions(r)
+	must(t, err)
+	e := x.extensionOf("vpn")
+	part, err := u.openPart(e)
+	must(t, err)
+	defer part.Close()
+	for _, c := range []struct {
+		change func(b []byte)
+		want   bool
+	}{{func(b []byte) { b[5000] ^= 1 }, false}, {func(b []byte) { b[len(b)-1] ^= 1 }, false}, {func([]byte) {}, true}} {
+		content := bytes.Clone(w.two.Extensions[0].File)
+		c.change(content)
+		_, err := part.WriteAt(content, 0)
+		must(t, err)
+		if err := u.settlePart(t.Context(), e, part); (err == nil) != c.want {
+			t.Errorf("%v", err)
+		}
+		if w.m.extensionThere(r, &e.Extension) != c.want {
+			t.Errorf("there: %v", !c.want)
+		}
+	}
+}
+
+// A damaged file is fetched again, without a change of the one that is open.
+func TestExtensionsDamaged(t *testing.T) {
+	w := newExtended(t)
+	if _, err := w.enable("vpn"); err != nil {
+		t.Fatal(err)
+	}
+	vpn := &w.two.Extensions[0]
+	damaged := bytes.Clone(vpn.File)
+	damaged[70_000] ^= 1
+	w.write(w.file(vpn), damaged)
+	open, err := os.Open(w.path(w.file(vpn)))
+	must(t, err)
+	defer open.Close()
+	out, err := w.enable("vpn")
+	if err != nil || out.Fetched[0].There || out.Fetched[0].Result.Fetched > int64(len(vpn.Archive)/2) {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	w.holds(`"vpn"`, &w.one.Extensions[0], vpn)
+	still := make([]byte, len(damaged))
+	if _, err := open.ReadAt(still, 0); err != nil || !bytes.Equal(still, damaged) {
+		t.Errorf("the open file changed, %v", err)
+	}
+}
+
+// Where the UKIs cannot all be read, nothing is removed; and nothing that is not ours.
+func TestExtensionsSweep(t *testing.T) {
+	w := newExtended(t)
+	if _, err := w.enable("vpn"); err != nil {
+		t.Fatal(err)
+	}
+	directory := filepath.Join(stateDirectory, extension.Directory)
+	stale := filepath.Join(directory, strings.Repeat("ab", 32))
+	for _, ending := range []string{fileEnding, partEnding} {
+		w.write(stale+ending, []byte("x"))
+	}
+	w.write(filepath.Join(directory, "notes.raw"), []byte("the owner's"))
+	w.write("esp/EFI/Linux/test-os_1.efi", []byte("damaged"))
+	out, err := w.m.DisableExtensions([]string{"vpn"})
+	if err != nil || len(out.Warnings) != 1 || !strings.Contains(out.Warnings[0], "no file is removed") || w.read(stale+fileEnding) != "x" {
+		t.Errorf("%+v, %v", out, err)
+	}
+	must(t, os.Remove(w.path("esp/EFI/Linux/test-os_1.efi")))
+	if out, err = w.m.DisableExtensions([]string{"vpn"}); err != nil || len(out.Warnings) > 0 || out.Freed == 0 {
+		t.Errorf("%+v, %v", out, err)
+	}
+	for name, want := range map[string]bool{stale + fileEnding: false, stale + partEnding: false, filepath.Join(directory, "notes.raw"): true, w.file(&w.one.Extensions[0]): false, w.file(&w.two.Extensions[0]): true} {
+		if _, err := os.Stat(w.path(name)); (err == nil) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// By path and from an archive of its own, and from what lies beside a release's.
+func TestExtensionsFrom(t *testing.T) {
+	w := newExtended(t)
+	w.server.Close()
+	for name, content := range map[string][]byte{
+		"stick/2/vpn.tar.gz": w.two.Extensions[0].Archive, "stick/2/drivers.tar.gz": w.two.Extensions[1].Archive,
+		"stick/3/3.tar.gz": w.three.Archive, "stick/3/vpn.tar.gz": w.three.Extensions[0].Archive, "stick/3/drivers.tar.gz": w.three.Extensions[1].Archive,
+	} {
+		w.write(name, content)
+	}
+	for _, name := range []string{"vpn", "drivers"} {
+		out, err := w.m.EnableExtensions(t.Context(), []string{name}, Options{From: w.path("stick/2/" + name + ".tar.gz")})
+		if err != nil {
+			t.Fatalf("%+v, %v", out, err)
+		}
+		t.Log(out.Warnings) // the other slot's vpn is not in that archive
+	}
+	if _, err := w.m.EnableExtensions(t.Context(), []string{"vpn"}, Options{From: w.path("stick/3/3.tar.gz")}); err != nil {
+		t.Errorf("one that is there: %v", err)
+	}
+	out, err := w.m.Fetch(t.Context(), Options{From: w.path("stick/3/3.tar.gz")})
+	if err != nil || !out.Staged || len(out.Extensions) != 2 {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	w.complete()
+}
+
+// While another ota is at work, nothing changes.
+func TestExtensionsBusy(t *testing.T) {
+	w := newExtended(t)
+	r, err := w.m.Running()
+	must(t, err)
+	lock, err := w.m.lock(r)
+	must(t, err)
+	defer lock.Close()
+	_, enable := w.enable("vpn")
+	_, disable := w.m.DisableExtensions([]string{"vpn"})
+	if !errors.Is(enable, ErrBusy) || !errors.Is(disable, ErrBusy) {
+		t.Errorf("%v, %v", enable, disable)
+	}
+	if _, err := w.m.ListExtensions(); err != nil {
+		t.Errorf("list: %v", err)
+	}
+}
+
+// Too little room is said in numbers, before anything is fetched.
+func TestExtensionsRoom(t *testing.T) {
+	w := newExtended(t)
+	r, err := w.m.Running()
+	must(t, err)
+	x, err := w.m.extensions(r)
+	must(t, err)
+	u := &update{Machine: w.m, running: r}
+	e := x.extensionOf("vpn")
+	e.ImageSize = layout.MaxSlot
+	if err := u.roomFor(e, w.two.Head); err == nil || !strings.Contains(err.Error(), "MiB on the root partition, and ") {
+		t.Errorf("%v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := w.m.EnableExtensions(ctx, []string{"vpn"}, Options{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if _, err := w.enable("nothing"); err == nil || !strings.Contains(err.Error(), "it has drivers, vpn") {
+		t.Errorf("an unknown name: %v", err)
+	}
+}
+
+// extensionOf is an extension of the release that runs.
+func (x *Extensions) extensionOf(name string) *fetch.Extension {
+	c := x.Releases[0]
+	for _, e := range c.list {
+		if e.Name == name {
+			return &fetch.Extension{Extension: e, Of: c.contract}
+		}
+	}
+	return nil
+}
