@@ -109,6 +109,24 @@ func TestMethods(t *testing.T) {
 	if conflicts, leftOut, err := update.Changes().Call(ctx, c, nil); err != nil || !slices.Equal(conflicts, []string{"/etc/hosts"}) || len(leftOut) > 0 {
 		t.Errorf("changes %v, %v, %v", conflicts, leftOut, err)
 	}
+	if list, err := update.Extensions().Call(ctx, c, nil); err != nil || !strings.Contains(string(list), `"role":"runs","slot":"a","extensions":[]`) {
+		t.Errorf("extensions %s, %v", list, err)
+	}
+	if _, _, err := update.EnableExtensions().Call(ctx, c, []string{"vpn"}, nil); !errors.As(err, &failed) || !strings.Contains(failed.Reason, "it has none") {
+		t.Errorf("enable: %v", err)
+	}
+	if _, err := update.DisableExtensions().Call(ctx, c, []string{"vpn"}, nil); !errors.As(err, &failed) || !strings.Contains(failed.Reason, "no extension vpn is enabled") {
+		t.Errorf("disable: %v", err)
+	}
+	for _, names := range [][]string{{}, {"../x"}, {"vpn", ""}, slices.Repeat([]string{"vpn"}, 65)} {
+		var wrong *varlink.InvalidParameter
+		if _, _, err := update.EnableExtensions().Call(ctx, c, names, nil); !errors.As(err, &wrong) {
+			t.Errorf("enable %q: %v", names, err)
+		}
+		if _, err := update.DisableExtensions().Call(ctx, c, names, nil); !errors.As(err, &wrong) {
+			t.Errorf("disable %q: %v", names, err)
+		}
+	}
 	if _, err := update.Rollback().Call(ctx, c, nil, nil); !errors.As(err, &failed) || !strings.Contains(failed.Reason, "slot b is empty") {
 		t.Errorf("rollback: %v", err)
 	}
@@ -254,6 +272,15 @@ func TestWithoutRights(t *testing.T) {
 		"Fetch":      {polkit.Fetch, func() error { _, _, err := update.Fetch().Call(ctx, c, &yes, &yes); return err }},
 		"Follow":     {polkit.Status, func() error { _, _, err := update.Follow().Call(ctx, c, &yes); return err }},
 		"Cancel":     {polkit.Fetch, func() error { return update.Cancel().Call(ctx, c, &yes) }},
+		"Extensions": {polkit.Status, func() error { _, err := update.Extensions().Call(ctx, c, &yes); return err }},
+		"EnableExtensions": {polkit.Fetch, func() error {
+			_, _, err := update.EnableExtensions().Call(ctx, c, []string{"vpn"}, &yes)
+			return err
+		}},
+		"DisableExtensions": {polkit.Fetch, func() error {
+			_, err := update.DisableExtensions().Call(ctx, c, []string{"vpn"}, &yes)
+			return err
+		}},
 		"Rollback":   {polkit.Rollback, func() error { _, err := update.Rollback().Call(ctx, c, &reason, &yes); return err }},
 		"Retry":      {polkit.Rollback, func() error { return update.Retry().Call(ctx, c, "7", nil, &yes) }},
 		"Channel":    {polkit.Status, func() error { _, err := update.Channel().Call(ctx, c, nil, &yes); return err }},

@@ -2,7 +2,7 @@
 
 // Updates of this system. An object is what a command of ota(8) prints with --json:
 // state that of status, offer that of check and fetch, rollback, history and news those
-// of rollback, history and notes. Anyone who is not root needs polkit's leave, and is asked
+// of rollback, history and notes, extensions and change those of extension. Anyone who is not root needs polkit's leave, and is asked
 // for a password only where allowInteractiveAuthentication says that somebody waits.
 package orghalogenosupdate
 
@@ -908,6 +908,199 @@ func (m Changes_methods) Upgrade(ctx context.Context, c *varlink.Connection, all
 	}, nil
 }
 
+// Which system extensions the releases here have, and what became of each.
+type Extensions_methods struct{}
+
+func Extensions() Extensions_methods { return Extensions_methods{} }
+
+func (m Extensions_methods) Call(ctx context.Context, c *varlink.Connection, allowInteractiveAuthentication_in_ *bool) (extensions_out_ json.RawMessage, err_ error) {
+	receive, err_ := m.Send(ctx, c, 0, allowInteractiveAuthentication_in_)
+	if err_ != nil {
+		return
+	}
+	extensions_out_, _, err_ = receive(ctx)
+	return
+}
+
+func (m Extensions_methods) Send(ctx context.Context, c *varlink.Connection, flags uint64, allowInteractiveAuthentication_in_ *bool) (func(ctx context.Context) (json.RawMessage, uint64, error), error) {
+	var in struct {
+		AllowInteractiveAuthentication *bool `json:"allowInteractiveAuthentication,omitempty"`
+	}
+	in.AllowInteractiveAuthentication = allowInteractiveAuthentication_in_
+	receive, err := c.Send(ctx, "org.halogenos.Update.Extensions", in, flags)
+	if err != nil {
+		return nil, err
+	}
+	return func(context.Context) (extensions_out_ json.RawMessage, flags uint64, err error) {
+		var out struct {
+			Extensions json.RawMessage `json:"extensions"`
+		}
+		flags, err = receive(ctx, &out)
+		if err != nil {
+			err = Dispatch_Error(err)
+			return
+		}
+		extensions_out_ = out.Extensions
+		return
+	}, nil
+}
+
+func (m Extensions_methods) Upgrade(ctx context.Context, c *varlink.Connection, allowInteractiveAuthentication_in_ *bool) (func(ctx context.Context) (extensions_out_ json.RawMessage, flags uint64, conn varlink.ReadWriterContext, err_ error), error) {
+	var in struct {
+		AllowInteractiveAuthentication *bool `json:"allowInteractiveAuthentication,omitempty"`
+	}
+	in.AllowInteractiveAuthentication = allowInteractiveAuthentication_in_
+	receive, err := c.Upgrade(ctx, "org.halogenos.Update.Extensions", in)
+	if err != nil {
+		return nil, err
+	}
+	return func(context.Context) (extensions_out_ json.RawMessage, flags uint64, conn varlink.ReadWriterContext, err error) {
+		var out struct {
+			Extensions json.RawMessage `json:"extensions"`
+		}
+		flags, conn, err = receive(ctx, &out)
+		if err != nil {
+			err = Dispatch_Error(err)
+			return
+		}
+		extensions_out_ = out.Extensions
+		return
+	}, nil
+}
+
+// Fetches system extensions, and has them opened from the next start on. Called with more, it
+// tells of progress. It ends with its caller, and goes on where it was when it is called again.
+type EnableExtensions_methods struct{}
+
+func EnableExtensions() EnableExtensions_methods { return EnableExtensions_methods{} }
+
+func (m EnableExtensions_methods) Call(ctx context.Context, c *varlink.Connection, names_in_ []string, allowInteractiveAuthentication_in_ *bool) (progress_out_ *Progress, change_out_ *json.RawMessage, err_ error) {
+	receive, err_ := m.Send(ctx, c, 0, names_in_, allowInteractiveAuthentication_in_)
+	if err_ != nil {
+		return
+	}
+	progress_out_, change_out_, _, err_ = receive(ctx)
+	return
+}
+
+func (m EnableExtensions_methods) Send(ctx context.Context, c *varlink.Connection, flags uint64, names_in_ []string, allowInteractiveAuthentication_in_ *bool) (func(ctx context.Context) (*Progress, *json.RawMessage, uint64, error), error) {
+	var in struct {
+		Names                          []string `json:"names"`
+		AllowInteractiveAuthentication *bool    `json:"allowInteractiveAuthentication,omitempty"`
+	}
+	in.Names = []string(names_in_)
+	in.AllowInteractiveAuthentication = allowInteractiveAuthentication_in_
+	receive, err := c.Send(ctx, "org.halogenos.Update.EnableExtensions", in, flags)
+	if err != nil {
+		return nil, err
+	}
+	return func(context.Context) (progress_out_ *Progress, change_out_ *json.RawMessage, flags uint64, err error) {
+		var out struct {
+			Progress *Progress        `json:"progress,omitempty"`
+			Change   *json.RawMessage `json:"change,omitempty"`
+		}
+		flags, err = receive(ctx, &out)
+		if err != nil {
+			err = Dispatch_Error(err)
+			return
+		}
+		progress_out_ = out.Progress
+		change_out_ = out.Change
+		return
+	}, nil
+}
+
+func (m EnableExtensions_methods) Upgrade(ctx context.Context, c *varlink.Connection, names_in_ []string, allowInteractiveAuthentication_in_ *bool) (func(ctx context.Context) (progress_out_ *Progress, change_out_ *json.RawMessage, flags uint64, conn varlink.ReadWriterContext, err_ error), error) {
+	var in struct {
+		Names                          []string `json:"names"`
+		AllowInteractiveAuthentication *bool    `json:"allowInteractiveAuthentication,omitempty"`
+	}
+	in.Names = []string(names_in_)
+	in.AllowInteractiveAuthentication = allowInteractiveAuthentication_in_
+	receive, err := c.Upgrade(ctx, "org.halogenos.Update.EnableExtensions", in)
+	if err != nil {
+		return nil, err
+	}
+	return func(context.Context) (progress_out_ *Progress, change_out_ *json.RawMessage, flags uint64, conn varlink.ReadWriterContext, err error) {
+		var out struct {
+			Progress *Progress        `json:"progress,omitempty"`
+			Change   *json.RawMessage `json:"change,omitempty"`
+		}
+		flags, conn, err = receive(ctx, &out)
+		if err != nil {
+			err = Dispatch_Error(err)
+			return
+		}
+		progress_out_ = out.Progress
+		change_out_ = out.Change
+		return
+	}, nil
+}
+
+// Has system extensions left out from the next start on.
+type DisableExtensions_methods struct{}
+
+func DisableExtensions() DisableExtensions_methods { return DisableExtensions_methods{} }
+
+func (m DisableExtensions_methods) Call(ctx context.Context, c *varlink.Connection, names_in_ []string, allowInteractiveAuthentication_in_ *bool) (change_out_ json.RawMessage, err_ error) {
+	receive, err_ := m.Send(ctx, c, 0, names_in_, allowInteractiveAuthentication_in_)
+	if err_ != nil {
+		return
+	}
+	change_out_, _, err_ = receive(ctx)
+	return
+}
+
+func (m DisableExtensions_methods) Send(ctx context.Context, c *varlink.Connection, flags uint64, names_in_ []string, allowInteractiveAuthentication_in_ *bool) (func(ctx context.Context) (json.RawMessage, uint64, error), error) {
+	var in struct {
+		Names                          []string `json:"names"`
+		AllowInteractiveAuthentication *bool    `json:"allowInteractiveAuthentication,omitempty"`
+	}
+	in.Names = []string(names_in_)
+	in.AllowInteractiveAuthentication = allowInteractiveAuthentication_in_
+	receive, err := c.Send(ctx, "org.halogenos.Update.DisableExtensions", in, flags)
+	if err != nil {
+		return nil, err
+	}
+	return func(context.Context) (change_out_ json.RawMessage, flags uint64, err error) {
+		var out struct {
+			Change json.RawMessage `json:"change"`
+		}
+		flags, err = receive(ctx, &out)
+		if err != nil {
+			err = Dispatch_Error(err)
+			return
+		}
+		change_out_ = out.Change
+		return
+	}, nil
+}
+
+func (m DisableExtensions_methods) Upgrade(ctx context.Context, c *varlink.Connection, names_in_ []string, allowInteractiveAuthentication_in_ *bool) (func(ctx context.Context) (change_out_ json.RawMessage, flags uint64, conn varlink.ReadWriterContext, err_ error), error) {
+	var in struct {
+		Names                          []string `json:"names"`
+		AllowInteractiveAuthentication *bool    `json:"allowInteractiveAuthentication,omitempty"`
+	}
+	in.Names = []string(names_in_)
+	in.AllowInteractiveAuthentication = allowInteractiveAuthentication_in_
+	receive, err := c.Upgrade(ctx, "org.halogenos.Update.DisableExtensions", in)
+	if err != nil {
+		return nil, err
+	}
+	return func(context.Context) (change_out_ json.RawMessage, flags uint64, conn varlink.ReadWriterContext, err error) {
+		var out struct {
+			Change json.RawMessage `json:"change"`
+		}
+		flags, conn, err = receive(ctx, &out)
+		if err != nil {
+			err = Dispatch_Error(err)
+			return
+		}
+		change_out_ = out.Change
+		return
+	}, nil
+}
+
 // Restarts the machine into what was fetched, now or at a time in seconds since 1970.
 // systemd-logind's own actions are needed, too: where others are logged in, or a program
 // does not want it, those of that.
@@ -981,6 +1174,9 @@ type orghalogenosupdateInterface interface {
 	History(ctx context.Context, c VarlinkCall, all_ *bool, allowInteractiveAuthentication_ *bool) error
 	News(ctx context.Context, c VarlinkCall, allowInteractiveAuthentication_ *bool) error
 	Changes(ctx context.Context, c VarlinkCall, allowInteractiveAuthentication_ *bool) error
+	Extensions(ctx context.Context, c VarlinkCall, allowInteractiveAuthentication_ *bool) error
+	EnableExtensions(ctx context.Context, c VarlinkCall, names_ []string, allowInteractiveAuthentication_ *bool) error
+	DisableExtensions(ctx context.Context, c VarlinkCall, names_ []string, allowInteractiveAuthentication_ *bool) error
 	Restart(ctx context.Context, c VarlinkCall, at_ *int64, allowInteractiveAuthentication_ *bool) error
 }
 
@@ -1126,6 +1322,32 @@ func (c *VarlinkCall) ReplyChanges(ctx context.Context, conflicts_ []string, lef
 	return c.Reply(ctx, &out)
 }
 
+func (c *VarlinkCall) ReplyExtensions(ctx context.Context, extensions_ json.RawMessage) error {
+	var out struct {
+		Extensions json.RawMessage `json:"extensions"`
+	}
+	out.Extensions = extensions_
+	return c.Reply(ctx, &out)
+}
+
+func (c *VarlinkCall) ReplyEnableExtensions(ctx context.Context, progress_ *Progress, change_ *json.RawMessage) error {
+	var out struct {
+		Progress *Progress        `json:"progress,omitempty"`
+		Change   *json.RawMessage `json:"change,omitempty"`
+	}
+	out.Progress = progress_
+	out.Change = change_
+	return c.Reply(ctx, &out)
+}
+
+func (c *VarlinkCall) ReplyDisableExtensions(ctx context.Context, change_ json.RawMessage) error {
+	var out struct {
+		Change json.RawMessage `json:"change"`
+	}
+	out.Change = change_
+	return c.Reply(ctx, &out)
+}
+
 func (c *VarlinkCall) ReplyRestart(ctx context.Context) error {
 	return c.Reply(ctx, nil)
 }
@@ -1193,6 +1415,22 @@ func (s *VarlinkInterface) News(ctx context.Context, c VarlinkCall, allowInterac
 // and what an update could not carry over.
 func (s *VarlinkInterface) Changes(ctx context.Context, c VarlinkCall, allowInteractiveAuthentication_ *bool) error {
 	return c.ReplyMethodNotImplemented(ctx, "org.halogenos.Update.Changes")
+}
+
+// Which system extensions the releases here have, and what became of each.
+func (s *VarlinkInterface) Extensions(ctx context.Context, c VarlinkCall, allowInteractiveAuthentication_ *bool) error {
+	return c.ReplyMethodNotImplemented(ctx, "org.halogenos.Update.Extensions")
+}
+
+// Fetches system extensions, and has them opened from the next start on. Called with more, it
+// tells of progress. It ends with its caller, and goes on where it was when it is called again.
+func (s *VarlinkInterface) EnableExtensions(ctx context.Context, c VarlinkCall, names_ []string, allowInteractiveAuthentication_ *bool) error {
+	return c.ReplyMethodNotImplemented(ctx, "org.halogenos.Update.EnableExtensions")
+}
+
+// Has system extensions left out from the next start on.
+func (s *VarlinkInterface) DisableExtensions(ctx context.Context, c VarlinkCall, names_ []string, allowInteractiveAuthentication_ *bool) error {
+	return c.ReplyMethodNotImplemented(ctx, "org.halogenos.Update.DisableExtensions")
 }
 
 // Restarts the machine into what was fetched, now or at a time in seconds since 1970.
@@ -1332,6 +1570,38 @@ func (s *VarlinkInterface) VarlinkDispatch(ctx context.Context, call varlink.Cal
 		}
 		return s.orghalogenosupdateInterface.Changes(ctx, VarlinkCall{call}, in.AllowInteractiveAuthentication)
 
+	case "Extensions":
+		var in struct {
+			AllowInteractiveAuthentication *bool `json:"allowInteractiveAuthentication,omitempty"`
+		}
+		err := call.GetParameters(&in)
+		if err != nil {
+			return call.ReplyInvalidParameter(ctx, "parameters")
+		}
+		return s.orghalogenosupdateInterface.Extensions(ctx, VarlinkCall{call}, in.AllowInteractiveAuthentication)
+
+	case "EnableExtensions":
+		var in struct {
+			Names                          []string `json:"names"`
+			AllowInteractiveAuthentication *bool    `json:"allowInteractiveAuthentication,omitempty"`
+		}
+		err := call.GetParameters(&in)
+		if err != nil {
+			return call.ReplyInvalidParameter(ctx, "parameters")
+		}
+		return s.orghalogenosupdateInterface.EnableExtensions(ctx, VarlinkCall{call}, []string(in.Names), in.AllowInteractiveAuthentication)
+
+	case "DisableExtensions":
+		var in struct {
+			Names                          []string `json:"names"`
+			AllowInteractiveAuthentication *bool    `json:"allowInteractiveAuthentication,omitempty"`
+		}
+		err := call.GetParameters(&in)
+		if err != nil {
+			return call.ReplyInvalidParameter(ctx, "parameters")
+		}
+		return s.orghalogenosupdateInterface.DisableExtensions(ctx, VarlinkCall{call}, []string(in.Names), in.AllowInteractiveAuthentication)
+
 	case "Restart":
 		var in struct {
 			At                             *int64 `json:"at,omitempty"`
@@ -1359,7 +1629,7 @@ func (s *VarlinkInterface) VarlinkGetName() string {
 func (s *VarlinkInterface) VarlinkGetDescription() string {
 	return `# Updates of this system. An object is what a command of ota(8) prints with --json:
 # state that of status, offer that of check and fetch, rollback, history and news those
-# of rollback, history and notes. Anyone who is not root needs polkit's leave, and is asked
+# of rollback, history and notes, extensions and change those of extension. Anyone who is not root needs polkit's leave, and is asked
 # for a password only where allowInteractiveAuthentication says that somebody waits.
 interface org.halogenos.Update
 
@@ -1405,6 +1675,16 @@ method News(allowInteractiveAuthentication: ?bool) -> (news: object)
 # Files that wait for a decision, since an update changed them as well as this machine,
 # and what an update could not carry over.
 method Changes(allowInteractiveAuthentication: ?bool) -> (conflicts: []string, leftOut: []string)
+
+# Which system extensions the releases here have, and what became of each.
+method Extensions(allowInteractiveAuthentication: ?bool) -> (extensions: object)
+
+# Fetches system extensions, and has them opened from the next start on. Called with more, it
+# tells of progress. It ends with its caller, and goes on where it was when it is called again.
+method EnableExtensions(names: []string, allowInteractiveAuthentication: ?bool) -> (progress: ?Progress, change: ?object)
+
+# Has system extensions left out from the next start on.
+method DisableExtensions(names: []string, allowInteractiveAuthentication: ?bool) -> (change: object)
 
 # Restarts the machine into what was fetched, now or at a time in seconds since 1970.
 # systemd-logind's own actions are needed, too: where others are logged in, or a program

@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/uroot-cmds/ota/machine"
 	"halogenos.internal/uroot-cmds/ota/settings"
 	"halogenos.internal/uroot-cmds/ota/when"
+	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
 // A Service is one, for all callers.
@@ -260,4 +261,19 @@ func (s *Service) News() (*machine.News, error) { return s.Open().News() }
 func (s *Service) Changes() (conflicts, leftOut []string, err error) {
 	w, err := s.Open().Waiting()
 	return w.Conflicts, w.LeftOut, err
+}
+
+// Extensions says which system extensions the releases here have.
+func (s *Service) Extensions() (*machine.Extensions, error) { return s.Open().ListExtensions() }
+
+// EnableExtensions fetches and enables some. It has the machine for itself, as a fetch does.
+func (s *Service) EnableExtensions(ctx context.Context, names []string, tell func(worker.Event)) (*machine.ExtensionChange, error) {
+	defer s.changed()
+	return s.Open().EnableExtensions(ctx, names, machine.Options{Tell: tell})
+}
+
+// DisableExtensions has the next start leave some out.
+func (s *Service) DisableExtensions(names []string) (*machine.ExtensionChange, error) {
+	defer s.changed()
+	return s.Open().DisableExtensions(names)
 }
