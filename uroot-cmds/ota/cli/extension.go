@@ -116,6 +116,7 @@ var happens = map[machine.Role]string{
 	machine.RoleRuns:  "runs",
 	machine.RoleWaits: "waits in the other slot",
 	machine.RoleOlder: "is in the other slot",
+	machine.Gone:  "is not started any more",
 }
 
 // state is what there is to say of an extension.

@@ -31,6 +31,7 @@ const (
 	RoleRuns  Role = "runs"
 	RoleWaits Role = "waits" // the next start tries it, or it is newer than the one that runs
 	RoleOlder Role = "older" // what a rollback starts
+	Gone  Role = "gone"  // it was given up, or has failed, or is not whole
 )
 
 // An Extension is a system extension of one of the releases that this machine has.
@@ -179,7 +180,10 @@ func (m *Machine) carriers(r *Running) (*Extensions, error) {
 			continue
 		}
 		c := Carrier{Slot: s.Slot, contract: s.Contract, list: s.Extensions, Role: RoleOlder}
-		if n, err := bls.Parse(s.File); s.Contract.Version > r.Contract.Version && err == nil && !n.Bad() {
+		switch n, err := bls.Parse(s.File); {
+		case err != nil || n.Bad():
+			c.Role = Gone
+		case s.Contract.Version > r.Contract.Version:
 			c.Role = RoleWaits
 		}
 		x.add(r, c)
@@ -200,14 +204,14 @@ func (m *Machine) carriers(r *Running) (*Extensions, error) {
 			unlisted = append(unlisted, err.Error())
 			continue
 		}
-		role := RoleOlder // and gone, or not whole: its files count, and nothing is fetched for it
+		role := Gone
 		if staged != nil && staged.Version == v {
 			role = RoleWaits
 		}
 		x.add(r, Carrier{Slot: r.Slot.Other(), contract: c, list: list, Role: role})
 	}
 	x.Unlisted = strings.Join(unlisted, "; ")
-	rank := []Role{RoleRuns, RoleWaits, RoleOlder}
+	rank := []Role{RoleRuns, RoleWaits, RoleOlder, Gone}
 	slices.SortStableFunc(x.Releases, func(a, b Carrier) int {
 		return cmp.Compare(slices.Index(rank, a.Role), slices.Index(rank, b.Role))
 	})

@@ -10,10 +10,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/extension"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
@@ -22,99 +22,6 @@ import (
 	"halogenos.internal/uroot-cmds/ota/otatest"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
-
-// An extendedWorld is one whose machine runs version 2, which has the extensions vpn and, as an
-// essential one, drivers. Version 3 has them as well, of other content, and waits on the
-// server; version 1, in slot B, has vpn.
-type extendedWorld struct{ *world }
-
-const extensionBlocks = 300
-
-func newExtended(t testing.TB) extendedWorld {
-	t.Helper()
-	w := extendedWorld{newWorld(t)}
-	w.one, w.two, w.three = extendedReleases(w.world)
-	w.install(layout.SlotA, w.two, "test-os_2.efi")
-	w.install(layout.SlotB, w.one, "test-os_1.efi")
-	w.boot(layout.SlotA, w.two)
-	for _, r := range []*otatest.Release{w.one, w.two, w.three} {
-		w.site.Publish(r, nil)
-	}
-	return w
-}
-
-// extendedLine has these releases, which are made once.
-var extendedLine struct {
-	sync.Mutex
-	made [3]*otatest.Release
-}
-
-func extendedReleases(w *world) (one, two, three *otatest.Release) {
-	l := &extendedLine
-	l.Lock()
-	defer l.Unlock()
-	if l.made[0] != nil {
-		return l.made[0], l.made[1], l.made[2]
-	}
-	spec := func(of *otatest.Release, extensions ...otatest.Extension) *otatest.Release {
-		return otatest.Make(w.t, otatest.Spec{Version: of.Contract.Version, Key: w.key, Image: of.Image, Extensions: extensions})
-	}
-	vpn := func(every int, change uint64) otatest.Extension {
-		return otatest.Extension{Name: "vpn", Image: otatest.Image(extensionBlocks, 5, every, change)}
-	}
-	drivers := func(blocks, every int) otatest.Extension {
-		return otatest.Extension{Name: "drivers", Image: otatest.Image(blocks, 6, every, 3), Essential: true}
-	}
-	l.made = [3]*otatest.Release{spec(w.one, vpn(7, 1)), spec(w.two, vpn(0, 0), drivers(40, 0)), spec(w.three, vpn(60, 3), drivers(44, 5))}
-	return l.made[0], l.made[1], l.made[2]
-}
-
-func (w extendedWorld) enable(names ...string) (*ExtensionChange, error) {
-	return w.m.EnableExtensions(w.t.Context(), names, Options{Tell: func(e worker.Event) {
-		if e.Note != "" {
-			w.t.Log(e.Note)
-		}
-	}})
-}
-
-func (w extendedWorld) file(e *otatest.Extension) string {
-	return filepath.Join(stateDirectory, extension.Directory, extension.FileName(e.Listed.Root()))
-}
-
-func (w extendedWorld) choice() string {
-	return strings.TrimSpace(w.read(filepath.Join(stateDirectory, extension.Directory, extension.ChoiceName)))
-}
-
-// holds checks what lies in the directory.
-func (w extendedWorld) holds(choice string, files ...*otatest.Extension) {
-	w.t.Helper()
-	var want []string
-	if choice != "" {
-		want = append(want, extension.ChoiceName)
-		if got := w.choice(); got != `{"format":1,"enabled":[`+choice+`]}` {
-			w.t.Errorf("the choice is %s", got)
-		}
-	}
-	for _, e := range files {
-		want = append(want, filepath.Base(w.file(e)))
-		if got := w.read(w.file(e)); got != string(e.File) {
-			w.t.Errorf("the file of %s differs (%d bytes)", e.Name, len(got))
-		}
-	}
-	entries, err := os.ReadDir(w.path(filepath.Join(stateDirectory, extension.Directory)))
-	must(w.t, err)
-	var have []string
-	for _, e := range entries {
-		have = append(have, e.Name())
-		if info, err := e.Info(); err != nil || info.Mode().Perm() != 0o600 {
-			w.t.Errorf("%s has the mode %v, %v", e.Name(), info.Mode(), err)
-		}
-	}
-	slices.Sort(want)
-	if !slices.Equal(have, want) {
-		w.t.Errorf("the directory has %v, want %v", have, want)
-	}
-}
 
 // TestExtensions enables one, updates, goes on with the new release and disables it.
 func TestExtensions(t *testing.T) {
@@ -212,7 +119,7 @@ func TestExtensionsMalformed(t *testing.T) {
 	}
 }
 
-// Exchanged, torn and foreign files are refused, and nothing is enabled. FAULTS 111
+// Exchanged, torn and foreign files are refused, and nothing is enabled. FAULTS 111, 113
 func TestExtensionsExchanged(t *testing.T) {
 	stranger := otatest.NewKey(t)
 	vpn := func(w extendedWorld) string {
@@ -228,6 +135,7 @@ func TestExtensionsExchanged(t *testing.T) {
 		"torn":                {func(w extendedWorld) { w.site.Put(vpn(w), w.two.Extensions[0].Archive[:9000]) }, "bytes early"},
 		"torn in its head":    {func(w extendedWorld) { w.site.Put(vpn(w), w.two.Extensions[0].Archive[:700]) }, "is not whole"},
 		"not there":           {func(w extendedWorld) { delete(w.site.Files, vpn(w)) }, "does not have vpn of version 2"},
+		"endless":             {func(w extendedWorld) { w.site.Put(vpn(w), make([]byte, 8<<20)) }, "no release's archive"},
 		"a page":              {func(w extendedWorld) { w.site.Put(vpn(w), []byte("<!DOCTYPE html><html>")) }, "web page"},
 		"by a stranger":       {func(w extendedWorld) { w.otherKey(stranger) }, "release.json.pgp"},
 		"of other content":    {func(w extendedWorld) { w.rebuilt() }, "root hash is "},
@@ -274,22 +182,82 @@ func TestExtensionsMissing(t *testing.T) {
 	for _, e := range w.three.Extensions {
 		delete(w.site.Files, otatest.Directory+manifest.ExtensionArchiveName(3, e.Name))
 	}
+	before, ukis := w.table(), w.ukis()
 	out, err := w.fetch()
-	if err == nil || out.Staged || !strings.Contains(err.Error(), "`ota extension disable drivers`") {
+	if err == nil || out.Staged || !strings.Contains(err.Error(), "version 3 is not fetched: ") || !strings.Contains(err.Error(), "`ota extension disable drivers`") {
 		t.Fatalf("%+v, %v", out, err)
 	}
+	if w.ukis() != ukis || !slices.Equal(before.Partitions, w.table().Partitions) {
+		t.Errorf("the other slot was emptied for it: %s", w.ukis())
+	}
+	w.noRanges = true // so that it is found out when the UKI is there
+	if out, err = w.fetch(); err == nil || out.Staged || !strings.Contains(err.Error(), "version 3 is fetched, and is not tried: ") {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	w.noRanges = false
 	if _, err := os.Stat(w.path(filepath.Join(stateDirectory, stagedFile))); err == nil {
 		t.Error("it is staged")
 	}
 	if _, err := w.m.DisableExtensions([]string{"drivers"}); err != nil {
 		t.Fatal(err)
 	}
-	before := len(w.archiveRequested)
 	if out, err = w.fetch(); err != nil || !out.Staged || len(out.Extensions) != 1 || !out.Extensions[0].Missing || out.Result.Fetched != 0 {
 		t.Errorf("%+v, %v", out, err)
 	}
 	w.complete()
-	t.Logf("%d requests for archives", len(w.archiveRequested)-before)
+}
+
+// What check says is what fetch fetches, with the extensions that are enabled.
+func TestExtensionsMeasured(t *testing.T) {
+	w := newExtended(t)
+	plain, err := w.m.Check(t.Context(), Options{})
+	if err != nil || plain.Fetch == nil {
+		t.Fatalf("%+v, %v", plain, err)
+	}
+	if _, err := w.enable("vpn", "drivers"); err != nil {
+		t.Fatal(err)
+	}
+	said, err := w.m.Check(t.Context(), Options{Tell: func(e worker.Event) {
+		if e.Note != "" {
+			t.Log(e.Note)
+		}
+	}})
+	if err != nil || said.Fetch == nil || *said.Fetch <= *plain.Fetch {
+		t.Fatalf("%+v, %v", said, err)
+	}
+	out, err := w.fetch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fetched := out.Result.Fetched
+	for _, e := range out.Extensions {
+		fetched += e.Result.Fetched
+	}
+	if fetched != *said.Fetch {
+		t.Errorf("said %d bytes, fetched %d", *said.Fetch, fetched)
+	}
+	t.Logf("%d bytes, of them %d of extensions", fetched, *said.Fetch-*plain.Fetch)
+}
+
+// A list that no UKI can have is refused before a path is made of it.
+func TestSaidRightly(t *testing.T) {
+	w := newExtended(t)
+	good := w.three.Extensions[0].Listed
+	for name, c := range map[string]struct {
+		l    fetch.Listed
+		want bool
+	}{
+		"as it is":        {fetch.Listed{Contract: w.three.Contract, Extensions: []contract.Extension{good}}, true},
+		"no contract":     {fetch.Listed{Extensions: []contract.Extension{good}}, false},
+		"another release": {fetch.Listed{Contract: w.two.Contract, Extensions: []contract.Extension{good}}, false},
+		"a short root":    {fetch.Listed{Contract: w.three.Contract, Extensions: []contract.Extension{{Name: "vpn", RootHash: []byte{1}, Salt: good.Salt, ImageSize: 4096}}}, false},
+		"a path":          {fetch.Listed{Contract: w.three.Contract, Extensions: []contract.Extension{{Name: "../vpn", RootHash: good.RootHash, Salt: good.Salt, ImageSize: 4096}}}, false},
+		"too many":        {fetch.Listed{Contract: w.three.Contract, Extensions: slices.Repeat([]contract.Extension{good}, 65)}, false},
+	} {
+		if err := saidRightly(&c.l, w.three.Head); (err == nil) != c.want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 // A release that has no extension of an enabled name is taken, and says so.
@@ -344,6 +312,65 @@ func TestExtensionsKilled(t *testing.T) {
 	}
 	w.holds(`"vpn"`, &w.one.Extensions[0], vpn)
 	t.Logf("%d kills, %d bytes of archives of %d", kills, sent.Load(), len(vpn.Archive)+len(w.one.Extensions[0].Archive))
+}
+
+// Cut between any two steps, the next call ends as the first would have.
+func TestExtensionsCut(t *testing.T) {
+	directory := filepath.Join(stateDirectory, extension.Directory)
+	for name, before := range map[string]func(w extendedWorld, at string){
+		"the directory is made":       func(w extendedWorld, _ string) { must(t, os.Mkdir(w.path(directory), 0o700)) },
+		"the part is made":            func(w extendedWorld, at string) { w.write(at+partEnding, nil) },
+		"a part longer than the file": func(w extendedWorld, at string) { w.write(at+partEnding, make([]byte, 8<<20)) },
+		"the part is whole":           func(w extendedWorld, at string) { w.write(at+partEnding, w.two.Extensions[0].File) },
+		"it has its name":             func(w extendedWorld, at string) { w.write(at+fileEnding, w.two.Extensions[0].File) },
+		"its work is there": func(w extendedWorld, at string) {
+			w.write(at+fileEnding, w.two.Extensions[0].File)
+			w.write(at+workEnding+"/x", nil)
+		},
+		"the choice is half written": func(w extendedWorld, at string) {
+			w.write(filepath.Join(directory, extension.ChoiceName+".new"), []byte(`{"for`))
+		},
+		"a link is in the part's place": func(w extendedWorld, at string) {
+			must(t, os.MkdirAll(w.path(directory), 0o700))
+			must(t, os.Symlink("/etc/passwd", w.path(at+partEnding)))
+		},
+	} {
+		w := newExtended(t)
+		vpn := &w.two.Extensions[0]
+		before(w, strings.TrimSuffix(w.file(vpn), fileEnding))
+		if out, err := w.enable("vpn"); err != nil {
+			t.Errorf("%s: %+v, %v", name, out, err)
+		}
+		if w.choice() != `{"format":1,"enabled":["vpn"]}` || w.read(w.file(vpn)) != string(vpn.File) {
+			t.Errorf("%s: the choice is %s", name, w.choice())
+		}
+		if _, err := w.m.DisableExtensions([]string{"vpn"}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// At the recovery console one can be taken off, so that a machine starts without it.
+func TestExtensionsAtConsole(t *testing.T) {
+	w := newExtended(t)
+	if _, err := w.enable("vpn", "drivers"); err != nil {
+		t.Fatal(err)
+	}
+	text, err := w.two.Contract.Encode()
+	must(t, err)
+	w.write(contractFile, text)
+	if _, err := w.m.DisableExtensions([]string{"drivers"}); !errors.Is(err, errLocked) {
+		t.Errorf("before unlock: %v", err)
+	}
+	must(t, os.MkdirAll(filepath.Dir(w.path(consoleState)), 0o755))
+	must(t, os.Rename(w.path(stateDirectory), w.path(consoleState)))
+	out, err := w.m.DisableExtensions([]string{"drivers"})
+	if err != nil || !slices.Equal(out.Enabled, []string{"vpn"}) {
+		t.Errorf("%+v, %v", out, err)
+	}
+	if got := w.read(filepath.Join(consoleState, extension.Directory, extension.ChoiceName)); !strings.Contains(got, `["vpn"]`) {
+		t.Errorf("the choice is %s", got)
+	}
 }
 
 // What a worker leaves is compared with the UKI's root hash, whatever it says.
@@ -458,6 +485,18 @@ func TestExtensionsFrom(t *testing.T) {
 	w.complete()
 }
 
+// From a server that sends whole files only, the whole archive is read.
+func TestExtensionsWithoutRanges(t *testing.T) {
+	w := newExtended(t)
+	w.noRanges = true
+	vpn := &w.two.Extensions[0]
+	out, err := w.enable("vpn")
+	if err != nil || out.Fetched[0].Result.Fetched < int64(len(vpn.Archive)) {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	w.holds(`"vpn"`, &w.one.Extensions[0], vpn)
+}
+
 // While another ota is at work, nothing changes.
 func TestExtensionsBusy(t *testing.T) {
 	w := newExtended(t)
@@ -497,15 +536,4 @@ func TestExtensionsRoom(t *testing.T) {
 	if _, err := w.enable("nothing"); err == nil || !strings.Contains(err.Error(), "it has drivers, vpn") {
 		t.Errorf("an unknown name: %v", err)
 	}
-}
-
-// extensionOf is an extension of the release that runs.
-func (x *Extensions) extensionOf(name string) *fetch.Extension {
-	c := x.Releases[0]
-	for _, e := range c.list {
-		if e.Name == name {
-			return &fetch.Extension{Extension: e, Of: c.contract}
-		}
-	}
-	return nil
 }

@@ -54,17 +54,18 @@ func (u *update) bring(ctx context.Context, e *fetch.Extension, x *Extensions) (
 		return out, err
 	}
 	defer part.Close()
-	request := u.request
-	request.Do, request.Found, request.Extension = worker.Fetch, found, e
-	if u.request.Archive != "" && !u.alone { // beside the release's
-		u.besides(&request, e.Name)
+	request, from, err := u.extensionRequest(worker.Fetch, e)
+	if err != nil {
+		return out, err
 	}
+	defer from.Close()
+	request.Found = found
 	old, have := u.otherRelease(e, x)
 	if old != nil {
 		defer old.Close()
 		request.Have = have
 	}
-	if out.Result, err = u.fillPart(ctx, request, worker.Files{worker.System: part, worker.ActiveSystem: old}); err != nil {
+	if out.Result, err = u.fillPart(ctx, request, worker.Files{worker.System: part, worker.ActiveSystem: old, worker.Archive: from}); err != nil {
 		return out, err
 	}
 	return out, u.settlePart(ctx, e, part)
@@ -72,28 +73,8 @@ func (u *update) bring(ctx context.Context, e *fetch.Extension, x *Extensions) (
 
 // fillPart has a worker fill the file.
 func (u *update) fillPart(ctx context.Context, request worker.Request, files worker.Files) (*fetch.Result, error) {
-	work := u.extensionPath(u.running, &request.Extension.Extension) + workEnding
-	if err := os.Mkdir(work, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
-	uid, gid := os.Getuid(), os.Getgid()
-	if u.Worker.User != nil {
-		uid, gid = int(u.Worker.User.Uid), int(u.Worker.User.Gid)
-	}
-	if err := own(work, uid, gid); err != nil {
-		return nil, err
-	}
-	directory, err := os.OpenFile(work, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer directory.Close()
-	files[worker.Directory], files[worker.Lock] = directory, u.lock
-	if request.Archive != "" && request.Archive == u.request.Archive {
-		files[worker.Archive] = u.archive
-	}
 	var result *fetch.Result
-	err = u.Worker.Run(ctx, request, files, func(e worker.Event) {
+	err := u.workOn(ctx, request, files, func(e worker.Event) {
 		if e.Result != nil {
 			result = e.Result
 			return
@@ -106,13 +87,39 @@ func (u *update) fillPart(ctx context.Context, request worker.Request, files wor
 	return result, err
 }
 
+// workOn has a worker do something with an extension, in a directory of its own.
+func (u *update) workOn(ctx context.Context, request worker.Request, files worker.Files, tell func(worker.Event)) error {
+	work := u.extensionPath(u.running, &request.Extension.Extension) + workEnding
+	if err := os.Mkdir(work, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	uid, gid := os.Getuid(), os.Getgid()
+	if u.Worker.User != nil {
+		uid, gid = int(u.Worker.User.Uid), int(u.Worker.User.Gid)
+	}
+	if err := own(work, uid, gid); err != nil {
+		return err
+	}
+	directory, err := os.OpenFile(work, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer directory.Close()
+	files[worker.Directory], files[worker.Lock] = directory, u.lock
+	return u.Worker.Run(ctx, request, files, tell)
+}
+
 // settlePart gives the file its name, if it is whole: as the medium has it.
 func (u *update) settlePart(ctx context.Context, e *fetch.Extension, part *os.File) error {
 	name := u.extensionPath(u.running, &e.Extension)
-	if err := part.Sync(); err != nil {
+	size, err := e.FileSize()
+	if err == nil {
+		err = errors.Join(part.Truncate(size), part.Sync()) // a worker may have made it longer
+	}
+	if err != nil {
 		return fmt.Errorf("flush %s: %w", part.Name(), err)
 	}
-	err := u.verifyExtension(ctx, e, part)
+	err = u.verifyExtension(ctx, e, part)
 	if corrupt := new(verity.CorruptError); errors.As(err, &corrupt) {
 		return fmt.Errorf("what was fetched of extension %s is not what the UKI of version %s names: %w. It is not used; run this again, and if it stays so, the disk does not keep what is written to it, or the server has another release's file: tell its distributor", e.Name, e.Of.Version, err)
 	}
@@ -173,17 +180,18 @@ func (u *update) verifyExtension(ctx context.Context, e *fetch.Extension, f *os.
 func (u *update) lookExtension(ctx context.Context, e *fetch.Extension) (*fetch.Found, *archive.Head, error) {
 	x := *u // what was found of the release stays
 	x.found = nil
-	request := u.request
-	request.Do, request.Extension = worker.Look, e
-	files := worker.Files{worker.Archive: u.archive}
-	if u.request.Archive != "" && !u.alone {
-		u.besides(&request, e.Name)
-		files[worker.Archive] = nil
+	request, from, err := u.extensionRequest(worker.Look, e)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil
 	}
+	if err != nil {
+		return nil, nil, err
+	}
+	defer from.Close()
 	if u.running.Console && strings.HasPrefix(request.Address, "http") && !u.Online() {
 		return nil, nil, errors.New("this console has no network: type `network` first, or name a stick's device with --from")
 	}
-	err := u.Worker.Run(ctx, request, files, func(event worker.Event) {
+	err = u.Worker.Run(ctx, request, worker.Files{worker.Archive: from}, func(event worker.Event) {
 		if event.Found != nil {
 			x.found = event.Found
 			return
@@ -210,13 +218,23 @@ func (u *update) lookExtension(ctx context.Context, e *fetch.Extension) (*fetch.
 	return x.found, head, nil
 }
 
-// besides has a request ask for the archive of an extension that lies beside the release's,
-// which --from names: as a server has them.
-func (u *update) besides(request *worker.Request, name string) {
-	if u.archive != nil {
-		request.Address = filepath.Dir(u.archive.Name())
+// extensionRequest is a request about an extension, and the archive that it is fetched from
+// where that is a file; else nil, which can be closed. Where --from names a release's archive,
+// the extension's lies beside it, as a server has them.
+func (u *update) extensionRequest(do string, e *fetch.Extension) (request worker.Request, from *os.File, err error) {
+	request = u.request
+	request.Do, request.Extension = do, e
+	if u.request.Archive == "" {
+		return request, nil, nil
 	}
-	request.Archive = path.Base(manifest.ExtensionArchiveName(1, name))
+	if !u.alone {
+		request.Archive = path.Base(manifest.ExtensionArchiveName(e.Of.Version, e.Name))
+	}
+	if u.archive != nil {
+		// Opened here, since the worker's rights may not lead there.
+		from, err = os.OpenFile(filepath.Join(filepath.Dir(u.archive.Name()), request.Archive), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	}
+	return request, from, err
 }
 
 // otherRelease opens the same extension's file of another release, to copy from; nil where
@@ -285,8 +303,13 @@ func (u *update) roomFor(e *fetch.Extension, head *archive.Head) error {
 	if err != nil {
 		return err
 	}
-	if need := max(size, 0) + spare; free < need {
-		return fmt.Errorf("extension %s of version %s needs %d MiB on the root partition, and %d MiB are free: make room there", e.Name, e.Of.Version, mebibytes(need), free>>20)
+	return enough(fmt.Sprintf("extension %s of version %s needs", e.Name, e.Of.Version), max(size, 0), free)
+}
+
+// enough refuses what does not fit, with a reserve. what ends with a verb.
+func enough(what string, need, free int64) error {
+	if need += spare; free < need {
+		return fmt.Errorf("%s %d MiB on the root partition, and %d MiB are free: make room there", what, mebibytes(need), free>>20)
 	}
 	return nil
 }

@@ -87,6 +87,9 @@ func (u *update) enable(ctx context.Context, x *Extensions, name string, out *Ex
 	for i, c := range x.carriersOf(name) {
 		at := slices.IndexFunc(c.list, func(e contract.Extension) bool { return e.Name == name })
 		e := &c.list[at]
+		if i > 0 && (c.Role == Gone || c.contract.Epoch < u.running.Contract.Epoch) {
+			continue // it is not started any more
+		}
 		got, err := u.bring(ctx, &fetch.Extension{Extension: *e, Of: c.contract}, x)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -219,15 +222,17 @@ func (x *Extensions) carriersOf(name string) (all []Carrier) {
 
 // has reports whether one that runs or waits has an extension.
 func (x *Extensions) has(name string) bool {
-	return slices.ContainsFunc(x.carriersOf(name), func(c Carrier) bool { return c.Role != RoleOlder })
+	return slices.ContainsFunc(x.carriersOf(name), Carrier.current)
 }
+
+func (c Carrier) current() bool { return c.Role == RoleRuns || c.Role == RoleWaits }
 
 // noSuch names those that there are.
 func (x *Extensions) noSuch(name string) error {
 	var all []string
 	for _, c := range x.Releases {
 		for _, e := range c.list {
-			if c.Role != RoleOlder && !slices.Contains(all, e.Name) {
+			if c.current() && !slices.Contains(all, e.Name) {
 				all = append(all, e.Name)
 			}
 		}
@@ -248,6 +253,11 @@ func (x *Extensions) essentialIn(name string) (versions []string) {
 		}
 	}
 	return versions
+}
+
+// needed says that the server does not have an essential extension.
+func (u *update) needed(name string, v contract.Version) error {
+	return fmt.Errorf("extension %s is enabled and essential to it, and %w. Or go on without it: `ota extension disable %s`, and fetch again", name, u.notHad(name, v), name)
 }
 
 // bringExtensions brings the enabled extensions of a release that was fetched, before it is
@@ -278,6 +288,17 @@ func (u *update) bringExtensions(ctx context.Context, out *Outcome) error {
 	if _, err := u.sweep(u.running, x); err != nil {
 		u.Tell(worker.Event{Note: err.Error()})
 	}
+	before := out.Result.Fetched
+	tell := u.Tell
+	defer func() { u.Tell = tell }()
+	u.Tell = func(e worker.Event) {
+		if e.Progress != nil { // which counts what one worker fetches
+			p := *e.Progress
+			p.Fetched += before
+			e.Progress = &p
+		}
+		tell(e)
+	}
 	for _, name := range choice.Enabled() {
 		at := slices.IndexFunc(list, func(e contract.Extension) bool { return e.Name == name })
 		if at < 0 {
@@ -289,7 +310,10 @@ func (u *update) bringExtensions(ctx context.Context, out *Outcome) error {
 			return fmt.Errorf("extension %s: %w", name, err)
 		}
 		if got.Missing && list[at].Essential {
-			return fmt.Errorf("version %s is fetched, and is not tried: extension %s is enabled and essential to it, and %w. Or go on without it: `ota extension disable %s`, and fetch again", out.Version, name, u.notHad(name, out.Version), name)
+			return fmt.Errorf("version %s is fetched, and is not tried: %w", out.Version, u.needed(name, out.Version))
+		}
+		if got.Result != nil {
+			before += got.Result.Fetched
 		}
 		if got.Missing {
 			u.Tell(worker.Event{Note: fmt.Sprintf("version %s will start without extension %s: %v", out.Version, name, u.notHad(name, out.Version))})

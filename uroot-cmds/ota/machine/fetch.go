@@ -58,6 +58,9 @@ func (m *Machine) Fetch(ctx context.Context, o Options) (*Outcome, error) {
 			return out, err
 		}
 	}
+	if _, err := u.foresee(ctx, head); err != nil {
+		return out, err
+	}
 	if err := u.empty(); err != nil {
 		return out, fmt.Errorf("empty slot %s: %w", u.running.Slot.Other(), err)
 	}

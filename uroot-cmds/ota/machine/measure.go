@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"halogenos.internal/boot/archive"
+	"halogenos.internal/uroot-cmds/ota/fetch"
 	"halogenos.internal/uroot-cmds/ota/worker"
 )
 
@@ -21,6 +22,9 @@ func (u *update) measure(ctx context.Context, out *Outcome, head *archive.Head) 
 	}
 	if err == nil {
 		err = u.measureBy(ctx, out)
+	}
+	if err == nil {
+		err = u.measureExtensions(ctx, out, head)
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -38,6 +42,17 @@ func (u *update) mayMeasure(ctx context.Context) error {
 		return errors.New("the network is metered (NetworkManager says so), and finding it out takes some MB; FetchMetered=yes in /etc/halogen/ota.conf allows it")
 	}
 	return u.mayFetch()
+}
+
+// measureExtensions adds what would be fetched of the release's extensions that are enabled.
+func (u *update) measureExtensions(ctx context.Context, out *Outcome, head *archive.Head) error {
+	more, err := u.foresee(ctx, head)
+	if err != nil || more == 0 {
+		return err
+	}
+	*out.Fetch += more
+	u.Tell(worker.Event{Measured: &fetch.Measured{Bytes: *out.Fetch}})
+	return nil
 }
 
 func (u *update) measureBy(ctx context.Context, out *Outcome) error {

@@ -40,6 +40,7 @@ const (
 	Look    = "look"
 	Measure = "measure" // like Fetch, with partitions that are open for reading alone
 	Fetch   = "fetch"
+	List    = "list" // says which extensions a release has, of which no more is there
 	Tell    = "tell" // puts a report of an update on a server
 )
 
@@ -99,6 +100,7 @@ type Event struct {
 	Found    *fetch.Found    `json:"found,omitempty"`
 	Result   *fetch.Result   `json:"result,omitempty"`
 	Measured *fetch.Measured `json:"measured,omitempty"`
+	Listed   *fetch.Listed   `json:"listed,omitempty"`
 	Told     bool            `json:"told,omitempty"`
 	Error    string          `json:"error,omitempty"`
 }
@@ -212,7 +214,7 @@ func Do(ctx context.Context, r Request, files Files, directory string, send func
 		}
 		send(Event{Told: true})
 		return nil
-	case Fetch, Measure:
+	case Fetch, Measure, List:
 		return r.fetch(ctx, t, files, directory, note, send)
 	}
 	return fmt.Errorf("request %q is not known", r.Do)
@@ -233,7 +235,8 @@ func (r *Request) transport(files Files, note func(string)) (server.Transport, e
 }
 
 func (r *Request) fetch(ctx context.Context, t server.Transport, files Files, directory string, note func(string), send func(Event)) error {
-	if r.Found == nil || files[System] == nil || files[Tree] == nil && r.Extension == nil {
+	slotless := r.Do == List || r.Extension != nil && (r.Do == Measure || files[System] != nil)
+	if r.Found == nil || !slotless && (files[System] == nil || files[Tree] == nil) {
 		return errors.New("request names nothing to fetch, or no slot")
 	}
 	if r.Extension != nil && (r.Extension.Of == nil || r.Found.Missing) {
@@ -245,8 +248,21 @@ func (r *Request) fetch(ctx context.Context, t server.Transport, files Files, di
 	}
 	defer root.Close()
 	j := &fetch.Job{
-		Server: t, Archive: r.Found.Archive, Found: r.Found, Self: r.Self, Directory: root, System: files[System], Tree: files[Tree],
+		Server: t, Archive: r.Found.Archive, Found: r.Found, Self: r.Self, Directory: root,
 		Source: r.source(files), Progress: seldom(func(p fetch.Progress) { send(Event{Progress: &p}) }), Note: note,
+	}
+	if files[System] != nil {
+		j.System = files[System]
+	}
+	if files[Tree] != nil {
+		j.Tree = files[Tree]
+	}
+	if r.Do == List {
+		l, err := j.List(ctx)
+		if err == nil {
+			send(Event{Listed: l})
+		}
+		return err
 	}
 	if r.Extension != nil {
 		j.Extension, j.Source = r.Extension, r.otherExtension(files)
