@@ -116,7 +116,7 @@ var happens = map[machine.Role]string{
 	machine.RoleRuns:  "runs",
 	machine.RoleWaits: "waits in the other slot",
 	machine.RoleOlder: "is in the other slot",
-	machine.Gone:  "is not started any more",
+	machine.Gone:      "is not started any more",
 }
 
 // state is what there is to say of an extension.
@@ -139,6 +139,8 @@ func state(role machine.Role, e machine.Extension) string {
 	switch {
 	case e.There:
 		return text + "; its file is there"
+	case role == machine.Gone:
+		return text + "; its file is not there"
 	case e.Begun > 0:
 		return fmt.Sprintf("%s; %s of its file are there, and `ota extension enable %s` fetches the rest", text, size(e.Begun), e.Name)
 	}

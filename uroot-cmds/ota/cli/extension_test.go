@@ -39,6 +39,7 @@ func TestExtensionStates(t *testing.T) {
 		"enabled, essential, part of this system; its file is there":                              {machine.RoleRuns, machine.Extension{Enabled: true, Essential: true, Opened: true, There: true}},
 		"enabled, part of the system after the next start; its file is there":                     {machine.RoleRuns, machine.Extension{Enabled: true, There: true}},
 		"enabled, left out at this start: it is torn; its file is there":                          {machine.RoleRuns, machine.Extension{Enabled: true, There: true, LeftOut: "it is torn"}},
+		"enabled; its file is not there":                                                          {machine.Gone, machine.Extension{Enabled: true, Begun: 4096}},
 		"enabled; 4.0 KiB of its file are there, and `ota extension enable vpn` fetches the rest": {machine.RoleWaits, machine.Extension{Enabled: true, Begun: 4096}},
 	} {
 		c.e.Name = "vpn"

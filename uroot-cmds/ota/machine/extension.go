@@ -31,7 +31,7 @@ const (
 	RoleRuns  Role = "runs"
 	RoleWaits Role = "waits" // the next start tries it, or it is newer than the one that runs
 	RoleOlder Role = "older" // what a rollback starts
-	Gone  Role = "gone"  // it was given up, or has failed, or is not whole
+	Gone      Role = "gone"  // it was given up, or has failed, or is not whole
 )
 
 // An Extension is a system extension of one of the releases that this machine has.
