@@ -135,7 +135,7 @@ func TestExtensionsExchanged(t *testing.T) {
 		"torn":                {func(w extendedWorld) { w.site.Put(vpn(w), w.two.Extensions[0].Archive[:9000]) }, "bytes early"},
 		"torn in its head":    {func(w extendedWorld) { w.site.Put(vpn(w), w.two.Extensions[0].Archive[:700]) }, "is not whole"},
 		"not there":           {func(w extendedWorld) { delete(w.site.Files, vpn(w)) }, "does not have vpn of version 2"},
-		"endless":             {func(w extendedWorld) { w.site.Put(vpn(w), make([]byte, 8<<20)) }, "no release's archive"},
+		"endless":             {func(w extendedWorld) { w.site.Put(vpn(w), make([]byte, 8<<20)) }, "not a release's archive"},
 		"a page":              {func(w extendedWorld) { w.site.Put(vpn(w), []byte("<!DOCTYPE html><html>")) }, "web page"},
 		"by a stranger":       {func(w extendedWorld) { w.otherKey(stranger) }, "release.json.pgp"},
 		"of other content":    {func(w extendedWorld) { w.rebuilt() }, "root hash is "},
