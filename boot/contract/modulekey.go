@@ -1,0 +1,110 @@
+package contract
+
+import (
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"halogenos.internal/boot/strictjson"
+)
+
+// ModuleKeyPath is where a UKI says whose kernel modules its release has, where that is not
+// built into the kernel but is for each machine's db (ModuleTrust=db). It is the only file of
+// the last of the uncompressed archives of the initramfs. The contract itself has no room for
+// it, as [ExtensionsPath] says.
+const ModuleKeyPath = "halogen/module-key.json"
+
+// ModuleKeyFormat is the number of this format; another is refused.
+const ModuleKeyFormat = 1
+
+const (
+	// MaxModuleKey bounds the file in bytes.
+	MaxModuleKey = 16 << 10
+	// maxModuleCertificate bounds the certificate in bytes: db shares its room with others.
+	maxModuleCertificate = 4 << 10
+)
+
+// moduleKey is the file.
+type moduleKey struct {
+	Format      int    `json:"format"`
+	Certificate []byte `json:"certificate"` // X.509, DER
+}
+
+// ValidModuleKey refuses a certificate that could not be put into db: one that cannot be
+// read, or takes more room than firmware can be expected to have.
+func ValidModuleKey(der []byte) (*x509.Certificate, error) {
+	if len(der) == 0 || len(der) > maxModuleCertificate {
+		return nil, fmt.Errorf("certificate for kernel modules has %d bytes, want 1 to %d", len(der), maxModuleCertificate)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("certificate for kernel modules: %w", err)
+	}
+	return c, nil
+}
+
+// ModuleKeyArchive is the archive that follows those of [Archive] and [ExtensionsArchive];
+// empty without a certificate.
+func ModuleKeyArchive(der []byte) ([]byte, error) {
+	if len(der) == 0 {
+		return nil, nil
+	}
+	if _, err := ValidModuleKey(der); err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(moduleKey{Format: ModuleKeyFormat, Certificate: der})
+	if err != nil {
+		return nil, fmt.Errorf("encode the certificate for kernel modules: %w", err)
+	}
+	return archive(ModuleKeyPath, append(text, '\n'))
+}
+
+// ParseModuleKey reads the text of the file and returns the certificate in DER.
+func ParseModuleKey(text []byte) ([]byte, error) {
+	if len(text) > MaxModuleKey {
+		return nil, fmt.Errorf("%s has %d bytes, more than %d", ModuleKeyPath, len(text), MaxModuleKey)
+	}
+	var file moduleKey
+	if err := strictjson.Decode(text, &file); err != nil {
+		return nil, fmt.Errorf("parse %s: %w", ModuleKeyPath, err)
+	}
+	if file.Format != ModuleKeyFormat {
+		return nil, fmt.Errorf("%s has format %d, want %d", ModuleKeyPath, file.Format, ModuleKeyFormat)
+	}
+	if _, err := ValidModuleKey(file.Certificate); err != nil {
+		return nil, fmt.Errorf("%s: %w", ModuleKeyPath, err)
+	}
+	return file.Certificate, nil
+}
+
+// maxArchives bounds how many uncompressed archives an initramfs is looked through.
+const maxArchives = 8
+
+// ModuleKeyFromInitrd reads the certificate, in DER, from a UKI's .initrd section. A release
+// that wants none in db has none, which is no error; a file that does not parse is one.
+func ModuleKeyFromInitrd(initrd []byte) ([]byte, error) {
+	for range maxArchives {
+		rec, err := firstFile(initrd)
+		if err != nil {
+			return nil, nil // what follows is compressed
+		}
+		if rec.Name == ModuleKeyPath {
+			if rec.FileSize > MaxModuleKey {
+				return nil, fmt.Errorf("%s has %d bytes, more than %d", ModuleKeyPath, rec.FileSize, MaxModuleKey)
+			}
+			text := make([]byte, rec.FileSize)
+			if _, err := rec.ReadAt(text, 0); err != nil && !errors.Is(err, io.EOF) {
+				return nil, fmt.Errorf("read %s from the initramfs: %w", ModuleKeyPath, err)
+			}
+			return ParseModuleKey(text)
+		}
+		end, err := endOfFirst(initrd)
+		if err != nil {
+			return nil, nil // an archive of more than one file: the initramfs proper
+		}
+		initrd = initrd[end:]
+	}
+	return nil, nil
+}
