@@ -31,6 +31,8 @@ type Kernel struct {
 	// Config is what the kernel was configured with, as text; empty where it
 	// does not hold that (CONFIG_IKCONFIG is off).
 	Config string
+	// DB is whether the kernel takes the certificates of Secure Boot's db for modules.
+	DB DB
 }
 
 // ReadKernel reads a bzImage of the release.
@@ -47,7 +49,7 @@ func ReadKernel(image []byte, release string) (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the kernel is not an ELF file: %w", err)
 	}
-	k.Exports = f.Section("__ksymtab_strings") != nil
+	k.Exports, k.DB = f.Section("__ksymtab_strings") != nil, takesDB(data, f)
 	if k.Config, err = configuration(data); err != nil {
 		return nil, err
 	}

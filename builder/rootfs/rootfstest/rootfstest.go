@@ -38,7 +38,49 @@ var Date = time.Unix(1_700_000_000, 0)
 // Kernel returns what passes for a bzImage of that version with an EFI stub.
 // Packed in it is what passes for the kernel: its vermagic, and the certificate
 // that Module's signatures are of.
-func Kernel(release string) []byte {
+func Kernel(release string) []byte { return bzImage(release, vmlinux(release)) }
+
+// KernelVerifying is Kernel for one with code that verifies modules: by the keyring of db's
+// certificates as well where db says so.
+func KernelVerifying(release string, db bool) []byte {
+	return bzImage(release, append(verifying(db), vmlinux(release)[len(Program(false)):]...))
+}
+
+// TakeVerifying has the files have such a kernel, with what every machine needs built in.
+func (f Files) TakeVerifying(db bool) {
+	f["boot/vmlinuz-"+Release] = KernelVerifying(Release, db)
+	var builtin strings.Builder
+	for name := range strings.FieldsSeq("dm-verity erofs sha256 overlay dm-crypt aes xts vfat nls_cp437 nls_utf8 efivarfs tpm_tis ext4") {
+		builtin.WriteString("kernel/" + name + ".ko\n")
+	}
+	f["usr/lib/modules/"+Release+"/modules.builtin"] = []byte(builtin.String())
+}
+
+// verifying is an ELF file with what is looked for in a kernel: the exported function, and calls
+// of it as a compiler writes them.
+func verifying(db bool) []byte {
+	const textAddr, tableAddr, stringsAddr, function = 0x1000, 0x9000, 0xa000, 0x1800
+	code := bytes.Repeat([]byte{0x90}, 0x1000)
+	call := func(at int, arguments string) {
+		n := copy(code[at:], arguments+"\xe8")
+		binary.LittleEndian.PutUint32(code[at+n:], uint32(function-textAddr-at-n-4))
+	}
+	call(0x100, "\x6a\x00\x45\x31\xc9\x41\xb8\x01\x00\x00\x00\x6a\x00")                     // a module, the kernel's keyrings
+	call(0x300, "\x6a\x00\x41\xb9\x05\x00\x00\x00\x41\xb8\x02\x00\x00\x00\x31\xf6\x31\xff") // something else
+	data := "\x00UEFI:db\x00"
+	if db {
+		call(0x200, "\x6a\x00\x45\x31\xc9\x41\xb8\x02\x00\x00\x00\x6a\x00\x48\x89\xef")
+	}
+	names := "\x00other\x00verify_pkcs7_signature\x00"
+	table := make([]byte, 24)
+	binary.LittleEndian.PutUint32(table[12:], uint32(0x100000000+function-tableAddr-12))
+	binary.LittleEndian.PutUint32(table[16:], uint32(stringsAddr+len("\x00other\x00")-tableAddr-16))
+	return object(elf.ET_EXEC,
+		part{".text", textAddr, code}, part{".rodata", 0xb000, []byte(data)},
+		part{"__ksymtab_gpl", tableAddr, table}, part{"__ksymtab_strings", stringsAddr, []byte(names)})
+}
+
+func bzImage(release string, kernel []byte) []byte {
 	image := make([]byte, 0x2000)
 	copy(image, "MZ")
 	image[0x1f1] = 4 // sectors of setup code, after the first
@@ -47,7 +89,7 @@ func Kernel(release string) []byte {
 	binary.LittleEndian.PutUint16(image[0x206:], 0x20f)
 	binary.LittleEndian.PutUint16(image[0x20e:], 0x1000-0x200)
 	copy(image[0x1000:], release+" (builder@host) #1 SMP\x00")
-	packed := gzipped(vmlinux(release))
+	packed := gzipped(kernel)
 	binary.LittleEndian.PutUint32(image[0x248:], uint32(len(image)-5*512))
 	binary.LittleEndian.PutUint32(image[0x24c:], uint32(len(packed)))
 	return append(image, packed...)
@@ -142,23 +184,42 @@ func Module(release string) []byte {
 
 // UnsignedModule returns an object file with these entries in its .modinfo.
 func UnsignedModule(info ...string) []byte {
-	text := strings.Join(info, "\x00") + "\x00"
-	const names = "\x00.modinfo\x00.shstrtab\x00"
+	return object(elf.ET_REL, part{".modinfo", 0, []byte(strings.Join(info, "\x00") + "\x00")})
+}
+
+// A part is a section of an object file.
+type part struct {
+	name string
+	addr uint64
+	data []byte
+}
+
+// object returns an ELF file of these sections.
+func object(kind elf.Type, parts ...part) []byte {
+	const head, each = 64, 64
+	names := "\x00"
+	at := uint64(head + each*(len(parts)+2))
+	sections := []elf.Section64{{}}
+	var content []byte
+	add := func(p part, as elf.SectionType) {
+		sections = append(sections, elf.Section64{Name: uint32(len(names)), Type: uint32(as), Addr: p.addr, Off: at + uint64(len(content)), Size: uint64(len(p.data))})
+		content = append(content, p.data...)
+	}
+	for _, p := range parts {
+		add(p, elf.SHT_PROGBITS)
+		names += p.name + "\x00"
+	}
+	const own = ".shstrtab"
+	add(part{own, 0, []byte(names + own + "\x00")}, elf.SHT_STRTAB)
 	header := elf.Header64{
-		Type: uint16(elf.ET_REL), Machine: uint16(elf.EM_X86_64), Version: 1,
-		Shoff: 64, Ehsize: 64, Shentsize: 64, Shnum: 3, Shstrndx: 2,
+		Type: uint16(kind), Machine: uint16(elf.EM_X86_64), Version: 1,
+		Shoff: head, Ehsize: head, Shentsize: each, Shnum: uint16(len(sections)), Shstrndx: uint16(len(sections) - 1),
 	}
 	copy(header.Ident[:], elf.ELFMAG)
 	header.Ident[elf.EI_CLASS], header.Ident[elf.EI_DATA], header.Ident[elf.EI_VERSION] = byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), 1
-	const end = 64 + 3*64
 	var out bytes.Buffer
-	for _, part := range []any{
-		header, elf.Section64{},
-		elf.Section64{Name: 1, Type: uint32(elf.SHT_PROGBITS), Off: end, Size: uint64(len(text))},
-		elf.Section64{Name: 10, Type: uint32(elf.SHT_STRTAB), Off: end + uint64(len(text)), Size: uint64(len(names))},
-		[]byte(text + names),
-	} {
-		if err := binary.Write(&out, binary.LittleEndian, part); err != nil {
+	for _, piece := range []any{header, sections, content} {
+		if err := binary.Write(&out, binary.LittleEndian, piece); err != nil {
 			panic(err) // all have a fixed size
 		}
 	}
