@@ -48,6 +48,12 @@ type Update struct {
 	ReportTo       string // where machines put reports whose owners allow it; may be empty
 }
 
+// The choices of ModuleTrust.
+const (
+	TrustByKernel = "kernel" // the certificate is built into the kernel
+	TrustByDB     = "db"     // it goes into each machine's Secure Boot db, if its owner agrees
+)
+
 // A Module is a kernel module that the initramfs shall have.
 type Module struct {
 	Name     string // '-' and '_' mean the same
@@ -91,7 +97,7 @@ func Parse(text, dir string) (*Config, error) {
 
 func defaults() Config {
 	return Config{
-		Image:   Image{Arch: "x86_64", ESPSize: layout.ESPSize, SlotSize: 4 << 30, Compression: "lz4hc"},
+		Image:   Image{Arch: "x86_64", ESPSize: layout.ESPSize, SlotSize: 4 << 30, Compression: "lz4hc", ModuleTrust: TrustByKernel},
 		Machine: Machine{SecureBoot: contract.Required, TPM: contract.Required, VendorKeys: contract.VendorAuto, RootPartitionFormat: "ext4", FirstStart: NoneAtFirstStart},
 		Update:  Update{Channel: manifest.Stable, SignedManifest: "auto"},
 	}
@@ -130,6 +136,7 @@ func (r *reader) keys() map[string]map[string]func(string) error {
 			"ReleaseKey":          r.text(&r.fingerprint),
 			"ReleaseKeyFile":      r.text(&r.keyFile),
 			"ModuleKey":           r.moduleKey,
+			"ModuleTrust":         r.oneOf(&r.config.ModuleTrust, TrustByKernel, TrustByDB),
 			"SecureBoot":          r.oneOf((*string)(&r.config.SecureBoot), "required", "optional"),
 			"TPM":                 r.oneOf((*string)(&r.config.TPM), "required", "optional"),
 			"VendorKeys":          r.oneOf((*string)(&r.config.VendorKeys), "auto", "none", "microsoft"),
@@ -242,6 +249,9 @@ func unknownKey(e entry) error {
 func (r *reader) finish() error {
 	if r.config.ImageID == "" {
 		return errors.New("no ImageID in [Image]: name the image there, such as ImageID=my-os")
+	}
+	if err := r.moduleTrust(); err != nil {
+		return err
 	}
 	line := r.cmdline
 	if r.quiet && !slices.Contains(strings.Fields(line), "quiet") {

@@ -82,7 +82,7 @@ Modules=nvme
 			OSRelease: "ID=x\nNAME=\"X", // '#' after a space starts a comment, as for ukify
 			Cmdline:   "console=tty0 quiet lockdown=integrity " + ending,
 		},
-		Image: Image{ImageID: "my-os", Arch: "x86_64", Epoch: 3, ESPSize: 1 << 30, SlotSize: 512 << 20, Compression: "zstd,12", BootManager: "/boot/manager.efi"},
+		Image: Image{ImageID: "my-os", Arch: "x86_64", Epoch: 3, ESPSize: 1 << 30, SlotSize: 512 << 20, Compression: "zstd,12", BootManager: "/boot/manager.efi", ModuleTrust: TrustByKernel},
 		Machine: Machine{
 			SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft,
 			RootPartitionFormat: "btrfs", WatchdogSeconds: 90, Swap: 1536 << 20, FirstStart: AskAtFirstStart,
@@ -165,6 +165,8 @@ func TestRefuses(t *testing.T) {
 		{"wrong case", "[UKI]\ncmdline=x\n", 2, "unknown key cmdline"},
 		{"key twice by two names", "[Image]\nImageID=a\nRootPartitionFormat=ext4\nRootFileSystem=btrfs\n", 4, "RootFileSystem is the former name of RootPartitionFormat, which line 3 has: take one of them out"},
 		{"key twice by its old name", "[Image]\nImageID=a\nRootFileSystem=ext4\nRootFileSystem=btrfs\n", 4, "given again, first in line 3"},
+		{"trust in what is not named", least + "[Image]\nModuleTrust=db\n", 0, "needs a certificate: name it with ModuleKey"},
+		{"trust of an unknown kind", "[Image]\nModuleTrust=mok\n", 2, "ModuleTrust"},
 		{"key twice", "[Image]\nImageID=a\nImageID=b\n", 3, "given again, first in line 2"},
 		{"key before a section", "ImageID=a\n", 1, "before any section"},
 		{"no key", "[Image]\n=a\n", 2, "not Key=value"},

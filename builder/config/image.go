@@ -25,6 +25,8 @@ type Image struct {
 	// ModuleKey is the distributor's certificate for kernel modules, which
 	// vouches for them beside the kernel's own; nil for none.
 	ModuleKey *x509.Certificate
+	// ModuleTrust is how a machine's kernel comes to trust ModuleKey.
+	ModuleTrust string
 }
 
 // Machine is what the image's machines require, and how they are set up: the rest of the

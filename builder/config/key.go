@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strings"
 
+	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pgp"
 )
 
@@ -77,5 +78,22 @@ func (r *reader) moduleKey(value string) error {
 		return fmt.Errorf("%s is not a certificate: %w", value, err)
 	}
 	r.config.ModuleKey = cert
+	return nil
+}
+
+// moduleTrust refuses a certificate for db that is missing or that db has no room for.
+func (r *reader) moduleTrust() error {
+	if r.config.ModuleTrust != TrustByDB {
+		return nil
+	}
+	if r.config.ModuleKey == nil {
+		return errors.New("ModuleTrust=db in [Image] needs a certificate: name it with ModuleKey")
+	}
+	if r.config.SecureBoot != contract.Required {
+		return errors.New("ModuleTrust=db in [Image] needs SecureBoot=required: a machine without its own Secure Boot keys cannot add to db")
+	}
+	if _, err := contract.ValidModuleKey(r.config.ModuleKey.Raw); err != nil {
+		return fmt.Errorf("ModuleTrust=db in [Image]: %w", err)
+	}
 	return nil
 }

@@ -65,9 +65,10 @@ func TestDistributorsModules(t *testing.T) {
 	if code, _, stderr := run(t, nil, "keys", "generate", "--out", dir+"/keys", "--name", "Example", "--password-file", password, "--allow-unencrypted-storage"); code != exitOK {
 		t.Fatal(stderr)
 	}
-	conf := write("uki.conf", "[UKI]\nCmdline=quiet\n[Image]\nImageID=test-os\nSlotSize=16M\nReleaseKey=none\nModuleKey=keys/module-key.crt\n[Initramfs]\nModules=one\n")
+	conf := write("uki.conf", "[UKI]\nCmdline=quiet\n[Image]\nImageID=test-os\nSlotSize=16M\nReleaseKey=none\nModuleKey=keys/module-key.crt\nModuleTrust=db\n[Initramfs]\nModules=one\n")
 	files := rootfstest.Minimal()
 	files["usr/lib/modules/"+rootfstest.Release+"/extra/own.ko"] = rootfstest.UnsignedModule("vermagic="+rootfstest.Release+rootfstest.Config, "license=GPL", "name=own")
+	files.TakeVerifying(true)
 	rootfs := files.Write(t, false)
 	key := []string{"--module-key", dir + "/keys/module-key.pem"}
 	for _, c := range []struct {

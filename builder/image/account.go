@@ -170,7 +170,7 @@ func (b *build) provenance(ctx context.Context, bill []byte) (*sbom.Provenance, 
 		p.Parameters["releaseKey"] = key.Fingerprint().String()
 	}
 	if c.ModuleKey != nil {
-		p.Parameters["moduleKey"] = digest(c.ModuleKey.Raw)
+		p.Parameters["moduleKey"], p.Parameters["moduleTrust"] = digest(c.ModuleKey.Raw), c.ModuleTrust
 	}
 	var allowed []string
 	for _, a := range c.Allow {

@@ -401,7 +401,11 @@ func (b *build) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	initrd, ucode, err := b.placeMicrocode(append(first, list...))
+	trust, err := b.moduleTrust()
+	if err != nil {
+		return err
+	}
+	initrd, ucode, err := b.placeMicrocode(slices.Concat(first, list, trust))
 	if err != nil {
 		return err
 	}

@@ -38,8 +38,8 @@ func (b *build) search(ctx context.Context) error {
 	for _, release := range slices.Sorted(maps.Keys(others.counts)) {
 		b.Progress.Note("%d modules of kernel %s were not checked: Linux= in [UKI] has chosen %s, which does not look there", others.counts[release], release, b.parts.kernel.release)
 	}
-	if own > 0 {
-		b.Progress.Note("%d modules are signed with ModuleKey, which is not built into the kernel: it loads them where its keyring holds the certificate", own)
+	if err := b.loadsOwn(own); err != nil {
+		return err
 	}
 	return b.searchInitramfs(ctx, b.initramfs)
 }
@@ -155,7 +155,7 @@ func (b *build) trustModules() error {
 	}
 	b.kernel = kernel
 	b.checker = modules.NewChecker(kernel, own...)
-	return nil
+	return b.canTrust()
 }
 
 // signModules signs the modules that are not signed, if there is a key for it.

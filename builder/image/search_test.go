@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
@@ -11,7 +12,11 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/contract"
+	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/uki"
 	"halogenos.internal/builder/config"
+	"halogenos.internal/builder/inspect"
 	"halogenos.internal/builder/modules"
 	"halogenos.internal/builder/rootfs/rootfstest"
 	"halogenos.internal/builder/scan"
@@ -97,10 +102,14 @@ func TestModules(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "cert"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate.Raw}), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	vouched, err := config.Parse(strings.Replace(configuration, "ReleaseKey=none", "ReleaseKey=none\nModuleKey=cert", 1), dir)
-	if err != nil {
-		t.Fatal(err)
+	parsed := func(more string) *config.Config {
+		c, err := config.Parse(strings.Replace(configuration, "ReleaseKey=none", "ReleaseKey=none\nModuleKey=cert"+more, 1), dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
 	}
+	vouched, trusted := parsed(""), parsed("\nModuleTrust=db")
 	info := []string{"vermagic=" + rootfstest.Release + rootfstest.Config, "license=GPL"}
 	unsigned := rootfstest.UnsignedModule(info...)
 	byOwn, err := modules.Sign(unsigned, own.Certificate, own.Key)
@@ -113,14 +122,20 @@ func TestModules(t *testing.T) {
 		module  []byte
 		vouched bool // ModuleKey is there
 		key     bool // and its secret key
+		db      bool // and it is for db
 		say     string
+		// The kernel's code tells by what it verifies modules.
+		patched, mainline bool
 	}{
 		{name: "signed with the kernel's key", module: rootfstest.Module(rootfstest.Release)},
 		{name: "unsigned", module: unsigned, say: "extra/driver.ko.xz: is not signed"},
 		{name: "unsigned, with a certificate alone", module: unsigned, vouched: true, say: "extra/driver.ko.xz: is not signed"},
-		{name: "unsigned, and signed by the build", module: unsigned, vouched: true, key: true},
+		{name: "unsigned, and signed by the build", module: unsigned, vouched: true, key: true, say: "1 modules are signed with ModuleKey, whose certificate kernel 6.12.1-test does not have built in"},
+		{name: "unsigned, signed by the build, and for db", module: unsigned, vouched: true, key: true, db: true, patched: true},
+		{name: "for the db of mainline", module: byOwn, vouched: true, db: true, mainline: true, say: "as mainline does"},
+		{name: "for db, of which nothing is known", module: byOwn, vouched: true, db: true, say: "cannot be told"},
 		{name: "with a key but no certificate", module: unsigned, key: true, say: "ModuleKey"},
-		{name: "signed by the distributor", module: byOwn, vouched: true},
+		{name: "signed by the distributor", module: byOwn, vouched: true, say: "ModuleTrust=db"},
 		{name: "signed by a stranger", module: byOwn, say: "vouches for"},
 		{name: "of another kernel", module: rootfstest.Module("6.12.2"), say: "was built for kernel"},
 		{name: "damaged", module: append(rootfstest.Module(rootfstest.Release)[:300], rootfstest.Module(rootfstest.Release)[301:]...), say: "extra/driver.ko.xz"},
@@ -132,18 +147,44 @@ func TestModules(t *testing.T) {
 				t.Fatal(err)
 			}
 			files[extra] = packed
+			if c.patched || c.mainline {
+				files.TakeVerifying(c.patched)
+			}
 			o := options(t, files.Write(t, false))
 			o.Disk = false
 			if c.vouched {
 				o.Config = vouched
 			}
+			if c.db {
+				o.Config = trusted
+			}
 			if c.key {
 				o.ModuleSigner = own.Key
 			}
 			_, err = Build(t.Context(), o)
+			if c.db && err == nil {
+				holdsModuleKey(t, o, own.Certificate.Raw)
+			}
 			if c.say == "" && err != nil || c.say != "" && (err == nil || !strings.Contains(err.Error(), c.say)) {
 				t.Errorf("error %v, want %q", err, c.say)
 			}
 		})
+	}
+}
+
+// holdsModuleKey checks that a machine that starts the UKI finds the certificate for its db.
+func holdsModuleKey(t *testing.T, o Options, want []byte) {
+	t.Helper()
+	img, err := uki.Parse(read(t, o.Out, release.UKIFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	initrd, _ := img.Section(".initrd")
+	if got, err := contract.ModuleKeyFromInitrd(initrd); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the initramfs has %x, %v", got, err)
+	}
+	report, err := inspect.File(filepath.Join(o.Out, release.UKIFile))
+	if err != nil || report.EFI == nil || report.EFI.ModuleKey == nil || !strings.Contains(report.EFI.ModuleKey.Subject, "distributor") {
+		t.Errorf("halogen inspect shows %+v, %v", report, err)
 	}
 }

@@ -39,6 +39,8 @@ type EFI struct {
 	LeastESP int64 `json:"least_esp,omitempty"`
 	// Extensions are the release's system extensions.
 	Extensions []contract.Extension `json:"extensions,omitempty"`
+	// ModuleKey is the certificate for kernel modules that the release wants in each machine's db.
+	ModuleKey *ModuleKey `json:"module_key,omitempty"`
 
 	able contract.Abilities
 }
@@ -196,9 +198,29 @@ func (e *EFI) describeUKI(img *uki.Image) error {
 		if e.Extensions, err = contract.ExtensionsFromInitrd(initrd); err != nil {
 			e.fault("extensions: %w", err)
 		}
+		return e.describeModuleKey(initrd)
 	} else if bytes.Contains(initrd[:min(len(initrd), 1024)], []byte(contract.Path)) {
 		return err
 	}
+	return nil
+}
+
+// A ModuleKey is a certificate for kernel modules.
+type ModuleKey struct {
+	Subject string       `json:"subject"`
+	SHA256  contract.Hex `json:"sha256"`
+}
+
+func (e *EFI) describeModuleKey(initrd []byte) error {
+	der, err := contract.ModuleKeyFromInitrd(initrd)
+	if err != nil || der == nil {
+		return err
+	}
+	c, err := contract.ValidModuleKey(der)
+	if err != nil {
+		return err
+	}
+	e.ModuleKey = &ModuleKey{c.Subject.String(), sum(der)}
 	return nil
 }
 

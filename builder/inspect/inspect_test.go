@@ -74,6 +74,9 @@ func TestUKI(t *testing.T) {
 	if e.PCR11.EnterInitrd != pcr.Phases(e.PCR11.Stub, "enter-initrd") || e.PCR11.LeaveInitrd == e.PCR11.EnterInitrd {
 		t.Errorf("PCR 11 %+v", e.PCR11)
 	}
+	if e.ModuleKey != nil {
+		t.Errorf("it has no certificate for modules, and shows %+v", e.ModuleKey)
+	}
 	var text bytes.Buffer
 	if err := r.Text(&text); err != nil || !strings.Contains(text.String(), e.PCR11.EnterInitrd.String()) {
 		t.Errorf("%s, %v", &text, err)

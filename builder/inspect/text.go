@@ -126,6 +126,9 @@ func (e *EFI) text(w io.Writer, size int64) {
 	for _, x := range e.Extensions {
 		extensionText(w, &x)
 	}
+	if k := e.ModuleKey; k != nil {
+		line(w, "for db\tcertificate of kernel modules %s, SHA-256 %x\n", k.Subject, []byte(k.SHA256))
+	}
 }
 
 func extensionText(w io.Writer, e *contract.Extension) {
