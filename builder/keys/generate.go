@@ -8,6 +8,7 @@ import (
 	"crypto/sha1"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -167,6 +168,11 @@ func releaseKey(w Wanted) (fingerprint string, secret, public []byte, err error)
 	return fmt.Sprintf("%X", e.PrimaryKey.Fingerprint), secret, public, err
 }
 
+// oidModuleSigning marks a certificate whose key signs kernel modules alone. shim, by which other
+// systems start, starts no program by one (shim, shim.c, verify_eku); the firmware itself does not
+// look.
+var oidModuleSigning = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 2312, 16, 1, 2}
+
 // moduleKey makes a key and a certificate of it such as the kernel's build
 // makes (Linux, certs/default_x509.genkey): RSA, which every kernel can verify.
 func moduleKey(w Wanted) (secret, cert []byte, err error) {
@@ -184,6 +190,7 @@ func moduleKey(w Wanted) (secret, cert []byte, err error) {
 		SerialNumber: serial, Subject: pkix.Name{CommonName: w.Name + " kernel modules"}, SubjectKeyId: id[:], AuthorityKeyId: id[:],
 		NotBefore: w.Now.Truncate(time.Second), NotAfter: w.Now.AddDate(100, 0, 0),
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
+		UnknownExtKeyUsage: []asn1.ObjectIdentifier{oidModuleSigning},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {

@@ -173,6 +173,9 @@ func TestModuleKey(t *testing.T) {
 	if said := testkit.Run(t, "openssl", "verify", "-check_ss_sig", "-CAfile", filepath.Join(dir, ModulePublic), filepath.Join(dir, ModulePublic)); !strings.Contains(said, ": OK") {
 		t.Error(said)
 	}
+	if said := testkit.Run(t, "openssl", "x509", "-in", filepath.Join(dir, ModulePublic), "-noout", "-ext", "extendedKeyUsage"); !strings.Contains(said, "1.3.6.1.4.1.2312.16.1.2") {
+		t.Errorf("shim would start programs by it: %s", said)
+	}
 	key, wiped, err := LoadModuleKey(filepath.Join(dir, ModuleSecret), passwordOf(t, words))
 	if err != nil {
 		t.Fatal(err)
