@@ -28,6 +28,10 @@ _halogen() {
 		mapfile -t COMPREPLY < <(compgen -W "new --help" -- "$current")
 		return
 		;;
+	"halogenctl module-trust module-trust")
+		mapfile -t COMPREPLY < <(compgen -W "ask no --help" -- "$current")
+		return
+		;;
 	"halogenctl pin pin")
 		mapfile -t COMPREPLY < <(compgen -W "set change remove --help" -- "$current")
 		return

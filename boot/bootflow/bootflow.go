@@ -198,6 +198,9 @@ func keys(s State, f Facts) (Step, bool) {
 		if f.Others && f.Came(AskOthers) == NotTried {
 			return Step{AskOthers, "the installer has left the wish that other systems go on starting"}, true
 		}
+		if f.ModuleKey && f.Came(TrustModules) == NotTried {
+			return Step{TrustModules, "the release has kernel modules signed by a key that db would get"}, true
+		}
 		if f.EnrollAgain {
 			return Step{Enroll, "the owner gives the firmware this machine's own Secure Boot keys again"}, true
 		}
@@ -359,6 +362,9 @@ func newSecret(f Facts) (Step, bool) {
 // of it is worth a boot: what fails is reported, and tried again at the next.
 func upkeep(f Facts) (Step, bool) {
 	switch {
+	case f.DBWritten:
+		// Before anything else that writes the TPM's record.
+		return Step{Reboot, "db has changed: kernels that start from now on go by it"}, true
 	case f.Verdict == Unfit && f.Came(Remember) == NotTried:
 		return Step{Remember, "the system in the other slot has used up its tries and was never blessed"}, true
 	case f.Verdict == Interrupted && f.Came(Remember) == NotTried && f.Came(RestoreState) == NotTried:
@@ -377,6 +383,8 @@ func upkeep(f Facts) (Step, bool) {
 		return Step{Reboot, "the trial of the other slot begins"}, true
 	case f.Updater && f.Came(SignUpdater) == NotTried:
 		return Step{SignUpdater, "the program by which fwupd updates firmware is not signed by this machine yet"}, true
+	case f.Modules && f.Came(TrustModules) == NotTried:
+		return Step{TrustModules, "whose kernel modules are to be trusted is not settled"}, true
 	case f.Revoke && f.Came(Revoke) == NotTried:
 		// Last: from here to the restart no other step may write the record.
 		return Step{Revoke, "the firmware would still start what was replaced, or what the release names"}, true

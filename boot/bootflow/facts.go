@@ -136,6 +136,12 @@ type Facts struct {
 	// this machine has no keys of its own yet.
 	Others bool
 
+	// ModuleKey: the release wants a certificate of kernel modules in db, and this machine has no
+	// keys of its own yet.
+	ModuleKey bool
+	// DBWritten: TrustModules has changed db, which a kernel reads when it starts.
+	DBWritten bool
+
 	Asked  // of this boot, by the running system or the boot before
 	Upkeep // that a blessed system has to see to
 }
@@ -183,6 +189,9 @@ type Upkeep struct {
 	// Revoke: a boot manager of this machine's own was replaced, and its firmware
 	// would still start it; or the running release names what shall not start.
 	Revoke bool
+	// Modules: the owner is to be asked about the running release's certificate of kernel
+	// modules, or db is to get or to lose one.
+	Modules bool
 	// Updater: the running system's program by which fwupd updates firmware is another
 	// than this machine's key has signed.
 	Updater bool

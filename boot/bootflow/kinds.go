@@ -31,6 +31,7 @@ const (
 	Stage                     // activate a fetched release
 	UpdatePolicy              // write the TPM's policy
 	UpdateManager             // put the blessed release's boot manager in the place of an older one
+	TrustModules              // ask whether the release's kernel modules are to be trusted, and give their certificate to the firmware
 	Revoke                    // have the firmware refuse a boot manager that was replaced, or what the release names
 	SignUpdater               // sign the program by which fwupd updates firmware
 	CarryState                // make this system's own /etc from that of the one before
@@ -77,6 +78,7 @@ var kinds = [...]struct {
 	Stage:         {"stage", Stage},
 	UpdatePolicy:  {"update-policy", UpdatePolicy},
 	UpdateManager: {"boot-manager", UpdateManager},
+	TrustModules:  {"trust-modules", TrustModules},
 	Revoke:        {"revoke", Revoke},
 	SignUpdater:   {"sign-updater", SignUpdater},
 	CarryState:    {"carry-state", CarryState},
@@ -125,6 +127,10 @@ func (f Facts) Came(k Kind) Outcome {
 	}
 	return f.Outcomes[kinds[k].outcome]
 }
+
+// Rewrote is what came of the step of this boot that has the TPM's record allow another PCR 7
+// beside the one of now. Until the restart nothing takes either back.
+func (f Facts) Rewrote() Outcome { return max(f.Came(TrustModules), f.Came(Revoke)) }
 
 // Note keeps what came of a step. It returns false where nothing holds it, and the boot ends
 // if the step has failed.

@@ -218,5 +218,5 @@ func (l *List) drop(d Database, gone func(Entry) bool) (left Database) {
 }
 
 // StartsROMs reports whether option ROMs may start by an entry of db that is a certificate:
-// those that sign Windows alone do not count.
-func StartsROMs(e Entry) bool { return e.Type == TypeX509 && !windowsOnly(e.Data) }
+// those that sign Windows, or kernel modules, alone do not count.
+func StartsROMs(e Entry) bool { return e.Type == TypeX509 && !IsModuleKey(e) && !windowsOnly(e.Data) }

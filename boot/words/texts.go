@@ -254,6 +254,15 @@ const (
 	OthersChosen = "Say yes only if you have chosen this when you installed the system."
 )
 
+// The key of kernel modules that is not built into the kernel.
+const (
+	ModulesAsk = "\nThis release has kernel modules, such as drivers, that are signed by another key than the kernel's own:\n  %s\n  SHA-256 %x\n" +
+		"Shall this machine trust that key?\n"
+	ModulesRun    = "Anything that it signs can then run in the kernel of this machine, and there it can do everything, your data included."
+	ModulesStart  = "The key gets into the firmware's db, which is for both: the firmware also starts programs that it has signed, before this system."
+	ModulesChosen = "With no, all but these modules works. Say yes only if you need them and trust those who have that key."
+)
+
 // Less than the machine had.
 const (
 	Weaker        = "nothing was changed: this machine would be protected less than it was"

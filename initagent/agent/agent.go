@@ -13,6 +13,7 @@ import (
 	"os"
 
 	"halogenos.internal/boot/bootflow"
+	"halogenos.internal/boot/bounded"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/nextboot"
@@ -164,10 +165,26 @@ func (a *Agent) readContract() error {
 	a.facts.Epoch = a.Contract.Epoch
 	a.facts.SecureBoot, a.facts.TPM = a.Contract.SecureBoot, a.Contract.TPM
 	a.Log.Say("%s %s, epoch %d", a.Contract.ImageID, a.Contract.Version, a.Contract.Epoch)
+	a.readModuleKey()
 	if len(a.Contract.ReleaseKey) == 0 {
 		a.Log.Say("WARNING: this system has no release key: its updates are not signed")
 	}
 	return nil
+}
+
+// readModuleKey reads whose kernel modules the release wants trusted. Without that it starts all
+// the same.
+func (a *Agent) readModuleKey() {
+	text, err := bounded.File(os.DirFS(a.Path("/")), contract.ModuleKeyPath, contract.MaxModuleKey)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err == nil {
+		a.ModuleKey, err = contract.ParseModuleKey(text)
+	}
+	if err != nil {
+		a.Log.Say("WARNING: whose kernel modules this release has is not known: %v", err)
+	}
 }
 
 // observe brings the state up to date with the machine.

@@ -38,7 +38,7 @@ func (a *Agent) observeKeys() error {
 	a.State.Keys = bootflow.JudgeKeys(a.State, a.facts, bootflow.Firmware{
 		Enforces: rootpart.Enforces(state), SetupMode: state.SetupMode == enroll.On, Compared: enroll.Keys(state, wanted),
 	})
-	a.facts.Others = setup.OthersWished(&a.Host)
+	a.facts.Others, a.facts.ModuleKey = setup.OthersWished(&a.Host), setup.ModulesToAsk(&a.Host)
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/initagent/fwupd"
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/moduletrust"
 	"halogenos.internal/initagent/ownstate"
 	"halogenos.internal/initagent/prompt"
 	"halogenos.internal/initagent/reset"
@@ -99,6 +100,7 @@ var steps = map[bootflow.Kind]stepRow{
 	bootflow.Stage:         {do: plain((*Agent).stage), secrets: true},
 	bootflow.UpdatePolicy:  {do: plain((*Agent).updatePolicy), secrets: true},
 	bootflow.UpdateManager: {do: onHost(bootmanager.Update), secrets: true},
+	bootflow.TrustModules:  {do: plain((*Agent).trustModules), secrets: true, deaf: true, limit: secretLimit},
 	bootflow.Revoke:        {do: onHost(revoke), secrets: true},
 	bootflow.SignUpdater:   {do: onHost(fwupd.Sign), secrets: true},
 	bootflow.CarryState:    {do: func(a *Agent, ctx context.Context) error { return ownstate.Carry(ctx, &a.Host) }, ends: true},
@@ -202,7 +204,7 @@ func (a *Agent) observeState() error {
 
 // updatePolicy writes the TPM's record. What it condemns on the ESP loses its copy.
 func (a *Agent) updatePolicy() error {
-	condemned, err := upkeep.UpdatePolicy(&a.Host, a.found, a.facts.Came(bootflow.Revoke))
+	condemned, err := upkeep.UpdatePolicy(&a.Host, a.found, a.facts.Rewrote())
 	if condemned {
 		a.found.Compared, a.facts.Outcomes[bootflow.Mend] = false, bootflow.NotTried
 	}
@@ -219,6 +221,16 @@ func (a *Agent) stage() error {
 
 // revoke has the firmware refuse the boot managers that were replaced.
 func revoke(h *host.Host) error { return bootmanager.Revoke(h, upkeep.Keeper(h)) }
+
+// trustModules asks whose kernel modules count: before the machine's keys are made, or of one
+// that has them.
+func (a *Agent) trustModules() (err error) {
+	if a.State.Keys == bootflow.KeysMissing {
+		return setup.AskModules(&a.Host)
+	}
+	a.facts.DBWritten, err = moduletrust.Trust(&a.Host)
+	return err
+}
 
 // giveUp takes the running slot's tries away. A system that cannot be condemned would be
 // started again and again, so that it is not restarted.

@@ -11,7 +11,6 @@ import (
 
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/pcr"
-	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/esp"
@@ -120,39 +119,9 @@ func appendRevocations(h *host.Host, start *rootpart.Start, add secureboot.Datab
 }
 
 // admitDBX lets every system that may unlock now do so with another content of dbx as
-// well. Each must be among them, or a fallback would be lost.
+// well.
 func admitDBX(h *host.Host, start *rootpart.Start, dbx []byte) error {
-	log, _, err := h.ReadLog()
-	if err != nil {
-		return err
-	}
-	fresh, err := start.WithDBX(log, h.FirmwareKeys, dbx)
-	if err != nil {
-		return err
-	}
-	managers := h.KnownManagers(start)
-	all, err := h.Unlocking(start, func(im *rootpart.Image) policy.System {
-		s := fresh.System(im, managers, nil)
-		s.Passing = start.System(im, managers, nil).Boots
-		return s
-	})
-	if err != nil {
-		return err
-	}
-	next, err := policy.Compose(h.Record.Floor, h.Record.Volume, h.Record.Programs, all...)
-	if err != nil {
-		return err
-	}
-	next.TakeManager(h.Record.Manager, start.Boot)
-	if !next.Allows(&start.Boot) || !next.Allows(&fresh.Boot) {
-		return errors.New("the running system would not unlock any more")
-	}
-	for _, b := range h.Record.Branches {
-		if !slices.ContainsFunc(next.Branches, func(n policy.Branch) bool { return n.Version == b.Version }) {
-			return fmt.Errorf("version %d would not unlock any more", b.Version)
-		}
-	}
-	return h.ReplaceRecord(next)
+	return h.AdmitVariable(start, secureboot.DBX, dbx)
 }
 
 // needs are this start, and all programs that this machine starts, or may have to: what
@@ -227,11 +196,11 @@ func addUKIs(h *host.Host, add func(string, ...pcr.Digest)) error {
 	return nil
 }
 
-// reserved are the entries of others in db but for those that the image asks for, which its
-// distributor may take back.
+// reserved are the entries of others in db but for those that the image asks for, and those of
+// kernel modules, which its distributor may take back.
 func reserved(l *secureboot.List) (d secureboot.Database) {
 	for _, e := range l.Wanted.DB {
-		if from := l.Origin(e); from != "" && from != secureboot.FromContract {
+		if from := l.Origin(e); from != "" && from != secureboot.FromContract && !secureboot.IsModuleKey(e) {
 			d = append(d, e)
 		}
 	}

@@ -59,6 +59,8 @@ type Left struct {
 	Wished   bool
 	Others   secureboot.Database
 	LetStart secureboot.OtherSystems
+	// Modules is what this boot was told of the running release's certificate of kernel modules.
+	Modules secureboot.Trust
 }
 
 // A Pending is the content of the file.

@@ -75,6 +75,9 @@ type Found struct {
 	Table *gpt.Table
 	Names []bls.Name     // the UKIs on the ESP
 	Left  firstboot.Left // on the ESP, by an earlier start
+	// ModuleKey is the certificate of kernel modules, in DER, that the running release wants in
+	// db; nil for none.
+	ModuleKey []byte
 }
 
 // Opened is what the open root partition has given.

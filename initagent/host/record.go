@@ -10,6 +10,7 @@ import (
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/pcr"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/initagent/rootpart"
 )
 
@@ -35,6 +36,43 @@ func (h *Host) ReplaceRecord(r *policy.Record) error {
 	}
 	h.Record = r
 	return nil
+}
+
+// AdmitVariable lets every system that may unlock now do so with another content of db or dbx
+// as well. Each must be among them, or a fallback would be lost. The boots of now are marked as
+// passing: the next boot settles the record to the PCR 7 that it was started with.
+func (h *Host) AdmitVariable(start *rootpart.Start, v secureboot.Variable, content []byte) error {
+	log, _, err := h.ReadLog()
+	if err != nil {
+		return err
+	}
+	fresh, err := start.With(log, h.FirmwareKeys, v, content)
+	if err != nil {
+		return err
+	}
+	managers := h.KnownManagers(start)
+	all, err := h.Unlocking(start, func(im *rootpart.Image) policy.System {
+		s := fresh.System(im, managers, nil)
+		s.Passing = start.System(im, managers, nil).Boots
+		return s
+	})
+	if err != nil {
+		return err
+	}
+	next, err := policy.Compose(h.Record.Floor, h.Record.Volume, h.Record.Programs, all...)
+	if err != nil {
+		return err
+	}
+	next.TakeManager(h.Record.Manager, start.Boot)
+	if !next.Allows(&start.Boot) || !next.Allows(&fresh.Boot) {
+		return errors.New("the running system would not unlock any more")
+	}
+	for _, b := range h.Record.Branches {
+		if !slices.ContainsFunc(next.Branches, func(n policy.Branch) bool { return n.Version == b.Version }) {
+			return fmt.Errorf("version %d would not unlock any more", b.Version)
+		}
+	}
+	return h.ReplaceRecord(next)
 }
 
 // NoteManager has a record that is about to be written say whose boot manager this machine

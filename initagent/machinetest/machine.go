@@ -84,6 +84,8 @@ type Edition struct {
 	Etc      map[string]string // of the image, by path
 
 	Extensions []*Extension // that its UKI lists
+	// ModuleKey is the certificate of kernel modules that it wants in db; nil for none.
+	ModuleKey []byte
 }
 
 // NewRelease is a release of this source tree; change alters its contract, or is nil.
@@ -401,6 +403,7 @@ func (m *Machine) Boot() (end string) {
 		m.T.Fatal(err)
 	}
 	m.startExtensions(m.Releases[chosen.Version])
+	m.installModuleKey(chosen.Version)
 	m.booting = true
 	defer func() {
 		m.booting = false

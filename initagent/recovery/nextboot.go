@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/phrase"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/hw"
+	"halogenos.internal/initagent/moduletrust"
 )
 
 // AtConsole reports whether this is the recovery console, and not the running system.
@@ -64,6 +65,15 @@ func (m *Machine) AskForRecoveryKey() error {
 // hand is to have the phrase exchanged that its owner knows.
 func (m *Machine) AskForPhrase() error {
 	if err := hw.KeepFile(m.Path(filepath.Join(bootinfo.Directory, phrase.Wish)), nil, 0o600); err != nil {
+		return fmt.Errorf("leave the request for the next start on the root partition: %w", err)
+	}
+	return nil
+}
+
+// AskForModules asks the next boot about the release's kernel modules, likewise: a wish of
+// package moduletrust.
+func (m *Machine) AskForModules(wish string) error {
+	if err := hw.KeepFile(m.Path(filepath.Join(bootinfo.Directory, moduletrust.Wish)), []byte(wish+"\n"), 0o600); err != nil {
 		return fmt.Errorf("leave the request for the next start on the root partition: %w", err)
 	}
 	return nil

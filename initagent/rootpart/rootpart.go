@@ -136,13 +136,14 @@ func OwnEnforced(s enroll.State, wanted contract.Requirement) bool {
 	return Enforces(s) && (wanted == contract.Required || slices.ContainsFunc(Certificates(s), own))
 }
 
-// Certificates are those that the firmware's db holds.
+// Certificates are those that the firmware's db holds, but for those of kernel modules: what
+// they sign is not this machine's own, and they vouch for no volume.
 func Certificates(s enroll.State) []*x509.Certificate { return certificates(s.DB.Content) }
 
 func certificates(db secureboot.Database) []*x509.Certificate {
 	var out []*x509.Certificate
 	for _, e := range db {
-		if e.Type != secureboot.TypeX509 {
+		if e.Type != secureboot.TypeX509 || secureboot.IsModuleKey(e) {
 			continue
 		}
 		if c, err := x509.ParseCertificate(e.Data); err == nil {

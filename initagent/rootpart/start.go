@@ -215,10 +215,15 @@ func (s *Start) Enrolled(pcr7 pcr.Digest) *Start {
 	return &next
 }
 
-// WithDBX is a start with another content of dbx, as far as PCR 7 goes. It is predicted
+// WithDBX is a start with another content of dbx, as far as PCR 7 goes; see With.
+func (s *Start) WithDBX(log *pcr.Log, now enroll.State, dbx []byte) (*Start, error) {
+	return s.With(log, now, secureboot.DBX, dbx)
+}
+
+// With is a start with another content of db or dbx, as far as PCR 7 goes. It is predicted
 // only where the log, replayed with what the firmware holds now, comes to what PCR 7 was:
 // on firmware that measures otherwise nothing is foretold.
-func (s *Start) WithDBX(log *pcr.Log, now enroll.State, dbx []byte) (*Start, error) {
+func (s *Start) With(log *pcr.Log, now enroll.State, v secureboot.Variable, content []byte) (*Start, error) {
 	authorities, err := log.Authorities()
 	if err != nil {
 		return nil, err
@@ -229,9 +234,16 @@ func (s *Start) WithDBX(log *pcr.Log, now enroll.State, dbx []byte) (*Start, err
 		return nil, err
 	}
 	if next.Boot.PCR7 != s.Boot.PCR7 {
-		return nil, errors.New("the firmware measures its Secure Boot variables otherwise than they can be read, so that PCR 7 with another dbx is not known")
+		return nil, fmt.Errorf("the firmware measures its Secure Boot variables otherwise than they can be read, so that PCR 7 with another %s is not known", v)
 	}
-	holds.DBX = dbx
+	switch v {
+	case secureboot.DB:
+		holds.DB = content
+	case secureboot.DBX:
+		holds.DBX = content
+	default:
+		return nil, fmt.Errorf("PCR 7 with another %s is not foretold", v)
+	}
 	next.Boot.PCR7, err = pcr.PredictPCR7(log, holds, authorities)
 	return &next, err
 }

@@ -36,6 +36,9 @@ func ListToEnroll(h *host.Host, keys *secureboot.KeySet, stored *secureboot.List
 	if list.LetStart(h.Left.LetStart) {
 		h.Log.Say("other systems go on starting, by a word of the owner's: db also gets %s", h.Left.LetStart.DB)
 	}
+	if h.Left.Modules != secureboot.Unasked {
+		tellModules(h, list, h.Left.Modules == secureboot.Trusted)
+	}
 	if stored != nil && stored.Bare {
 		for _, i := range h.SignedImages(list) {
 			list.Allow([32]byte(i.Digest), i.Name)

@@ -32,7 +32,7 @@ func outdated(h *host.Host, f Found, tried bootflow.Facts) (bool, error) {
 	if tried.Came(bootflow.UpdatePolicy) != bootflow.NotTried || !h.RunsBlessed() || !h.RecordsPolicy() {
 		return false, nil
 	}
-	r, err := renew(h, f, tried.Came(bootflow.Revoke))
+	r, err := renew(h, f, tried.Rewrote())
 	if err != nil {
 		return false, err
 	}

@@ -10,6 +10,7 @@ import (
 	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/fwupd"
 	"halogenos.internal/initagent/host"
+	"halogenos.internal/initagent/moduletrust"
 	"halogenos.internal/initagent/rootpart"
 	"halogenos.internal/initagent/staging"
 )
@@ -48,6 +49,7 @@ func Look(h *host.Host, tried bootflow.Facts, last Found) Found {
 	f.Manager = settled && tried.Came(bootflow.UpdateManager) == bootflow.NotTried && h.RunsBlessed() && bootmanager.Waits(h)
 	f.Stage = settled && tried.Came(bootflow.Stage) == bootflow.NotTried && h.RunsBlessed() && staging.Waits(h)
 	f.Revoke = settled && tried.Came(bootflow.Revoke) == bootflow.NotTried && h.RunsBlessed() && bootmanager.Revocable(h)
+	f.Modules = settled && tried.Came(bootflow.TrustModules) == bootflow.NotTried && h.RunsBlessed() && moduletrust.Waits(h)
 	f.Updater = settled && tried.Came(bootflow.SignUpdater) == bootflow.NotTried && h.RunsBlessed() && fwupd.Waits(h)
 	return f
 }

@@ -27,6 +27,8 @@ const help = `usage: halogenctl COMMAND [ARGUMENT...]
   recovery-key  ask the next start for a new recovery key
   pin        ask the next start for a PIN beside the TPM, another one, or none
   phrase     ask the next start for another phrase, shown before each question
+  module-trust  ask the next start about the release's kernel modules again, or
+             have it take a yes back
   changes    what differs from the image in /etc, and what updates conflict with
   boot-report  a report of this boot that the TPM signs, for 'halogen
              verify-report'
@@ -41,10 +43,10 @@ Exit codes: those of the command; 2 wrong usage.
 
 // commands are those that a running system may have; changes, boot-report, boot-once
 // and setup are for it alone. The others need the root partition closed, or a person at a console whose keys
-// nobody else can read; reseal, reset, recovery-key, pin and phrase only leave a request for the
+// nobody else can read; reseal, reset, recovery-key, pin, phrase and module-trust only leave a request for the
 // next boot, which has both.
 func commands() []string {
-	return []string{"slots", "verify", "repair", "eventlog", "firmware", "reseal", "reset", "recovery-key", "pin", "phrase", "changes", "boot-report", "boot-once", "setup"}
+	return []string{"slots", "verify", "repair", "eventlog", "firmware", "reseal", "reset", "recovery-key", "pin", "phrase", "module-trust", "changes", "boot-report", "boot-once", "setup"}
 }
 
 func main() {
