@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -32,8 +33,13 @@ type moduleKey struct {
 	Certificate []byte `json:"certificate"` // X.509, DER
 }
 
+// minModuleKey is the least size in bits of the key in the certificate.
+const minModuleKey = 2048
+
 // ValidModuleKey refuses a certificate that could not be put into db: one that cannot be
-// read, or takes more room than firmware can be expected to have.
+// read, takes more room than firmware can be expected to have, or is not of an RSA key. EDK II,
+// of which most firmware is made, takes a list with another key for damaged (SecurityPkg,
+// AuthVariableLib, CheckSignatureListFormat).
 func ValidModuleKey(der []byte) (*x509.Certificate, error) {
 	if len(der) == 0 || len(der) > maxModuleCertificate {
 		return nil, fmt.Errorf("certificate for kernel modules has %d bytes, want 1 to %d", len(der), maxModuleCertificate)
@@ -41,6 +47,9 @@ func ValidModuleKey(der []byte) (*x509.Certificate, error) {
 	c, err := x509.ParseCertificate(der)
 	if err != nil {
 		return nil, fmt.Errorf("certificate for kernel modules: %w", err)
+	}
+	if key, ok := c.PublicKey.(*rsa.PublicKey); !ok || key.N.BitLen() < minModuleKey {
+		return nil, fmt.Errorf("certificate for kernel modules is not of an RSA key of at least %d bits, and firmware takes no other into db: make one with `halogen keys generate`", minModuleKey)
 	}
 	return c, nil
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"math/big"
@@ -15,7 +16,7 @@ import (
 
 func moduleCertificate(t testing.TB) []byte {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,6 +76,18 @@ func TestParseModuleKey(t *testing.T) {
 		if der, err := ParseModuleKey([]byte(text)); err == nil {
 			t.Errorf("%s: %x", name, der)
 		}
+	}
+	weak, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Unix(1.7e9, 0), NotAfter: time.Unix(4e9, 0)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, weak.Public(), weak)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ModuleKeyArchive(der); err == nil || !strings.Contains(err.Error(), "not of an RSA key") {
+		t.Errorf("a certificate that firmware does not take: %v", err)
 	}
 	if _, err := ModuleKeyArchive(make([]byte, maxModuleCertificate+1)); err == nil {
 		t.Error("a certificate that is too large was packed")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -94,12 +95,16 @@ func TestSecretsAreRefused(t *testing.T) {
 
 // TestModules breaks each rule for kernel modules in an image, and keeps each.
 func TestModules(t *testing.T) {
-	own, err := rootfstest.NewKeyPair("distributor")
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := rootfstest.Certificate(key, "distributor")
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "cert"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate.Raw}), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "cert"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	parsed := func(more string) *config.Config {
@@ -112,7 +117,7 @@ func TestModules(t *testing.T) {
 	vouched, trusted := parsed(""), parsed("\nModuleTrust=db")
 	info := []string{"vermagic=" + rootfstest.Release + rootfstest.Config, "license=GPL"}
 	unsigned := rootfstest.UnsignedModule(info...)
-	byOwn, err := modules.Sign(unsigned, own.Certificate, own.Key)
+	byOwn, err := modules.Sign(unsigned, cert, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,11 +164,11 @@ func TestModules(t *testing.T) {
 				o.Config = trusted
 			}
 			if c.key {
-				o.ModuleSigner = own.Key
+				o.ModuleSigner = key
 			}
 			_, err = Build(t.Context(), o)
 			if c.db && err == nil {
-				holdsModuleKey(t, o, own.Certificate.Raw)
+				holdsModuleKey(t, o, cert.Raw)
 			}
 			if c.say == "" && err != nil || c.say != "" && (err == nil || !strings.Contains(err.Error(), c.say)) {
 				t.Errorf("error %v, want %q", err, c.say)

@@ -250,7 +250,7 @@ func TestFirstBootFull(t *testing.T) {
 	der := machinetest.ModuleCertificate(t, "drivers")
 	m := first(t, der)
 	m.FullFor, m.Typed = "db", []string{"y"}
-	m.Ends("recovery", "your yes to other systems and to kernel modules is taken back")
+	m.Ends("recovery", "no room for the certificates of kernel modules, so your yes to them is taken back")
 	m.FullFor, m.Typed = "", []string{"n"}
 	m.Printed.Reset()
 	m.Ends("system")

@@ -2,6 +2,7 @@ package setup
 
 import (
 	"slices"
+	"strings"
 
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/secureboot"
@@ -50,12 +51,16 @@ func tellModules(h *host.Host, list *secureboot.List, yes bool) {
 	}
 }
 
-// takeBackAll takes back what the owner has agreed to, where the firmware has no room for it.
-func takeBackAll(list *secureboot.List) bool {
-	others, db := list.LetNoneStart(), list.DBFor(nil)
-	if db.Same(list.Wanted.DB) {
-		return others
+// takeBackAll takes back what the owner has agreed to that db gets, and says what that was;
+// nothing where it was nothing.
+func takeBackAll(list *secureboot.List) string {
+	var what []string
+	if list.LetNoneStart() {
+		what = append(what, "what other systems start by")
 	}
-	list.TakeDB(db)
-	return true
+	if db := list.DBFor(nil); !db.Same(list.Wanted.DB) {
+		list.TakeDB(db)
+		what = append(what, "the certificates of kernel modules")
+	}
+	return strings.Join(what, " and ")
 }

@@ -128,7 +128,11 @@ func offerOthers(h *host.Host, wanted secureboot.Wanted) (secureboot.OtherSystem
 // with the list that the yes is not in. Cut before either, the next start comes here again.
 func takeBack(h *host.Host, secret *policy.Secret, keys *secureboot.KeySet, list *secureboot.List, cause error) error {
 	p := new(enroll.Problem)
-	if !errors.As(cause, &p) || p.Kind != enroll.Refused || !errors.Is(p.Err, syscall.ENOSPC) || !takeBackAll(list) {
+	if !errors.As(cause, &p) || p.Kind != enroll.Refused || !errors.Is(p.Err, syscall.ENOSPC) {
+		return cause
+	}
+	what := takeBackAll(list)
+	if what == "" {
 		return cause
 	}
 	if s, err := enroll.Observe(h.Variables); err != nil || s.SetupMode != enroll.On {
@@ -143,7 +147,7 @@ func takeBack(h *host.Host, secret *policy.Secret, keys *secureboot.KeySet, list
 	if err != nil {
 		return errors.Join(cause, fmt.Errorf("the yes to what db gets stays: %w", err))
 	}
-	return &enroll.Problem{Kind: enroll.Refused, What: "the firmware has no room for what you have agreed to, so your yes to other systems and to kernel modules is taken back", Err: fmt.Errorf("%s: %w", p.What, p.Err),
+	return &enroll.Problem{Kind: enroll.Refused, What: "the firmware has no room for " + what + ", so your yes to them is taken back", Err: fmt.Errorf("%s: %w", p.What, p.Err),
 		Cure: []string{"start again, and say no when you are asked again", "delete boot entries and dump variables that are not needed in the firmware's setup before you do"}}
 }
 
