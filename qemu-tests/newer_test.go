@@ -45,6 +45,8 @@ type variant struct {
 	// byte differs, and another one for another version.
 	Changed bool
 	Version contract.Version // 0: 2
+	// Modules is the key whose certificate it wants in db for kernel modules; nil for none.
+	Modules *modulesKey
 	// Microcode that it has, and where: "initrd", or "ucode" with the stub of systemd 257.
 	Microcode string
 }
@@ -159,6 +161,11 @@ func (n *newer) uki(t testing.TB, image string, v variant) {
 	initramfs := initrd[len(before):]
 	if v.Microcode == "initrd" {
 		initramfs = slices.Concat(testMicrocode(t), initramfs)
+	}
+	if v.Modules != nil {
+		key, err := contract.ModuleKeyArchive(v.Modules.Certificate.Raw)
+		must(t, err)
+		initramfs = slices.Concat(key, initramfs)
 	}
 	made = replaceLast(t, made, ".initrd", append(after, initramfs...))
 	if v.Microcode == "ucode" {
