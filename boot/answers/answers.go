@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -44,6 +45,27 @@ type Answers struct {
 	Account  *Account `json:"account,omitempty"`
 	// AutomaticUpdates says whether releases are fetched without being asked for.
 	AutomaticUpdates *bool `json:"automatic_updates,omitempty"`
+	// Ask are the keys of what a first start asks a person for, beside these answers. Where
+	// nobody can be asked it takes the answers alone.
+	Ask []string `json:"ask,omitempty"`
+}
+
+// The keys of what can be asked for.
+const (
+	KeyLanguage = "language"
+	KeyKeyboard = "keyboard"
+	KeyTimeZone = "time_zone"
+	KeyHostName = "host_name"
+	KeyAccount  = "account"
+	KeyUpdates  = "automatic_updates"
+	// KeyWireless is a wireless network, whose password is in no file.
+	KeyWireless = "wireless"
+)
+
+// asked are the keys, with how a summary calls them.
+var asked = [][2]string{
+	{KeyLanguage, "language"}, {KeyKeyboard, "keyboard"}, {KeyTimeZone, "time zone"}, {KeyHostName, "name"},
+	{KeyUpdates, "updates"}, {KeyAccount, "account"}, {KeyWireless, "wireless network"},
 }
 
 // An Account is that of the person who uses the machine.
@@ -90,6 +112,9 @@ func Parse(text []byte) (*Answers, error) {
 	if err := strictjson.Decode(text, a); err != nil {
 		return nil, err
 	}
+	if len(a.Ask) == 0 {
+		a.Ask = nil
+	}
 	return a, a.check()
 }
 
@@ -109,6 +134,7 @@ func (a *Answers) Summary() string {
 		line("updates", map[bool]string{true: "by themselves", false: "when asked for (ota fetch)"}[*a.AutomaticUpdates])
 	}
 	switch c := a.Account; {
+	case c == nil && slices.Contains(a.Ask, KeyAccount):
 	case c == nil:
 		line("account", "none")
 	case c.Administers():
@@ -116,6 +142,13 @@ func (a *Answers) Summary() string {
 	default:
 		line("account", strings.TrimSpace(c.Name+"  "+c.FullName))
 	}
+	var later []string
+	for _, key := range asked {
+		if slices.Contains(a.Ask, key[0]) {
+			later = append(later, key[1])
+		}
+	}
+	line("asked for", strings.Join(later, ", ")+map[bool]string{true: " (at the first start)"}[len(later) > 0])
 	return b.String()
 }
 
@@ -135,11 +168,33 @@ func (a *Answers) check() error {
 			return fmt.Errorf("%s: %w", c.key, err)
 		}
 	}
+	if err := a.checkAsk(); err != nil {
+		return err
+	}
 	if a.Account == nil {
 		return nil
 	}
 	if err := a.Account.check(); err != nil {
 		return fmt.Errorf("account: %w", err)
+	}
+	return nil
+}
+
+// checkAsk refuses what cannot be asked for, and what has its answer.
+func (a *Answers) checkAsk() error {
+	has := map[string]bool{
+		KeyLanguage: a.Language != "", KeyKeyboard: a.Keyboard != "", KeyTimeZone: a.TimeZone != "", KeyHostName: a.HostName != "",
+		KeyUpdates: a.AutomaticUpdates != nil, KeyAccount: a.Account != nil,
+	}
+	for n, key := range a.Ask {
+		switch {
+		case !slices.ContainsFunc(asked, func(k [2]string) bool { return k[0] == key }):
+			return fmt.Errorf("ask: %.40q is nothing that a first start asks for", key)
+		case slices.Contains(a.Ask[:n], key):
+			return fmt.Errorf("ask: %s comes twice", key)
+		case has[key]:
+			return fmt.Errorf("ask: %s has its answer: leave one of them out", key)
+		}
 	}
 	return nil
 }

@@ -79,6 +79,10 @@ func TestParseRefuses(t *testing.T) {
 		{`{"version":1,"account":{"name":"root:0"}}`, "account: name"},
 		{`{"version":1,"account":{"name":"alice\n"}}`, "account: name"},
 		{`{"version":1,"account":{"name":"alice"}}`, "has no password_hash"},
+		{`{"version":1,"ask":["colour"]}`, `ask: "colour" is nothing that a first start asks for`},
+		{`{"version":1,"ask":["account","account"]}`, "ask: account comes twice"},
+		{`{"version":1,"host_name":"box","ask":["host_name"]}`, "ask: host_name has its answer"},
+		{`{"version":1,"ask":"account"}`, "ask"},
 		{account(`"password":"secret"`), "a password that can be read is not taken"},
 		{account(`"password":"secret","password_hash":"` + hash + `"`), "a password that can be read is not taken"},
 		{account(`"full_name":"a:b","password_hash":"` + hash + `"`), "full_name"},
@@ -156,6 +160,7 @@ func TestManual(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(whole))
 	f.Add([]byte(`{"version":1,"account":{"name":"a","password":"b"}}`))
+	f.Add([]byte(`{"version":1,"host_name":"a","ask":["account","wireless"]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		a, err := Parse(text)
 		if err != nil {

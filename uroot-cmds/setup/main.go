@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/bounded"
+	"halogenos.internal/boot/questions"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
 	"halogenos.internal/uroot-cmds/setup/ask"
@@ -59,7 +61,7 @@ func main() {
 // place is where the command runs.
 type place struct {
 	machine  func() *machine.Machine
-	terminal ask.Terminal
+	terminal questions.Terminal
 	person   func() bool // somebody could be asked
 	report   func() (*bootinfo.Report, error)
 	answers  string // that the image has
@@ -105,7 +107,7 @@ func cmd(p place) command.Command {
 		case !p.person():
 			return errors.New("nobody can be asked here, as the standard input is not a terminal: --from FILE takes the answers from a file")
 		}
-		return r.ask(ctx)
+		return r.ask(ctx, nil)
 	}}
 }
 
@@ -181,13 +183,13 @@ func (r *run) first(ctx context.Context, version string) error {
 	if _, err := os.Lstat(r.answers); err == nil {
 		// Who becomes root here is for the one who built the image to say, and not for the one who
 		// stands in front of the machine.
-		if err := r.from(ctx, r.answers); err != nil {
+		if err := r.given(ctx, r.answers); err != nil {
 			return fmt.Errorf("the answers that came with the image were not taken, and nobody is asked: %w", err)
 		}
 		return nil
 	}
 	if _, err := os.Lstat(r.handed); err == nil {
-		if err = r.from(ctx, r.handed); err == nil || !r.person() {
+		if err = r.given(ctx, r.handed); err == nil || !r.person() {
 			return err
 		}
 		fmt.Fprintf(r.call.Stdout, "the answers of the installation were not taken: %v\n", err)
@@ -195,7 +197,26 @@ func (r *run) first(ctx context.Context, version string) error {
 	if !r.person() {
 		return r.leave("there is no terminal to ask at")
 	}
-	return r.ask(ctx)
+	return r.ask(ctx, nil)
+}
+
+// given takes the answers of a file at the first start, and asks for what the file leaves to
+// that. Nothing is done before somebody has answered: cut until then, the next start finds
+// the file again.
+func (r *run) given(ctx context.Context, file string) error {
+	a, all, err := r.read(file)
+	if err != nil {
+		return err
+	}
+	if len(a.Ask) == 0 || !r.person() {
+		return r.m.Apply(ctx, all, r.call.Stdout)
+	}
+	if a.Keyboard != "" { // what is asked for is typed on it
+		if err := r.m.Apply(ctx, steps.Keyboard(a.Keyboard, r.facts), io.Discard); err != nil {
+			return err
+		}
+	}
+	return r.ask(ctx, a)
 }
 
 // keepsFromAsking is what a report says that does; "" for nothing.
@@ -219,15 +240,15 @@ func (r *run) leave(why string) error {
 	return nil
 }
 
-// ask asks the person at the terminal, and does what follows. A password that the image's
-// rules refuse is asked for again.
-func (r *run) ask(ctx context.Context) error {
-	p := &ask.Person{Terminal: r.terminal, Facts: r.facts, Keyboard: func(layout string) error {
+// ask asks the person at the terminal, beside the answers of a file, and does what follows. A
+// password that the image's rules refuse is asked for again.
+func (r *run) ask(ctx context.Context, given *answers.Answers) error {
+	p := &questions.Person{Terminal: r.terminal, Choices: r.facts.Choices(), Keyboard: func(layout string) error {
 		return r.m.Apply(ctx, steps.Keyboard(layout, r.facts), io.Discard)
 	}}
 	stop := r.untilInterrupted(ctx, command.Failed, "interrupted")
-	a, err := p.Ask()
-	if errors.Is(err, ask.ErrLater) {
+	a, err := p.Ask(given)
+	if errors.Is(err, questions.ErrLater) {
 		stop()
 		fmt.Fprintln(r.call.Stdout, "Later, then: all but the keyboard is as it was. `halogenctl setup` asks, too.")
 		return nil
@@ -236,13 +257,15 @@ func (r *run) ask(ctx context.Context) error {
 		stop()
 		return err
 	}
-	defer ask.Clear(a)
+	defer questions.Clear(a)
 	for {
 		stop()
 		err := r.do(ctx, a)
 		failed := new(machine.CommandError)
 		if err == nil {
-			r.wireless(ctx, p)
+			if given == nil || slices.Contains(given.Ask, answers.KeyWireless) {
+				r.wireless(ctx, p)
+			}
 			return nil
 		}
 		if a.Account == nil || !errors.As(err, &failed) || failed.Program != "chpasswd" {
@@ -260,7 +283,7 @@ func (r *run) ask(ctx context.Context) error {
 
 // wireless asks for a wireless network, where the machine has nothing else. All other answers
 // are in place by then, and what becomes of this fails nothing: the desktop can ask for it, too.
-func (r *run) wireless(ctx context.Context, p *ask.Person) {
+func (r *run) wireless(ctx context.Context, p *questions.Person) {
 	// By what the machine is now: a driver that has to load firmware can be behind the first question.
 	if now, err := r.m.Facts(ctx); err != nil || !now.AsksWireless() {
 		return
@@ -272,10 +295,10 @@ func (r *run) wireless(ctx context.Context, p *ask.Person) {
 		p.Terminal = &guarded{p.Terminal, func() func() {
 			return r.untilInterrupted(ctx, command.OK, "no wireless network was set up, and all else is in place")
 		}}
-		err = p.Wireless(ctx, radio)
+		err = ask.Wireless(ctx, p, radio)
 	}
 	switch {
-	case errors.Is(err, ask.ErrLater):
+	case errors.Is(err, questions.ErrLater):
 		p.Terminal.Say("Later, then: the desktop's network settings, or nmtui(1), have it.\n")
 	case err != nil && !errors.Is(err, wifi.ErrNotAsked):
 		p.Terminal.Say(fmt.Sprintf("no wireless network was set up: %v\n", err))
@@ -285,17 +308,17 @@ func (r *run) wireless(ctx context.Context, p *ask.Person) {
 // guarded is a terminal at which Ctrl-C ends the program while somebody is asked, and not
 // while something is done.
 type guarded struct {
-	ask.Terminal
+	questions.Terminal
 	begin func() (stop func())
 }
 
-// Line implements ask.Terminal.
+// Line implements questions.Terminal.
 func (g *guarded) Line(prompt string) (string, error) {
 	defer g.begin()()
 	return g.Terminal.Line(prompt)
 }
 
-// Secret implements ask.Terminal.
+// Secret implements questions.Terminal.
 func (g *guarded) Secret(prompt string) ([]byte, error) {
 	defer g.begin()()
 	return g.Terminal.Secret(prompt)

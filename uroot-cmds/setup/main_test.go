@@ -203,6 +203,37 @@ func TestWireless(t *testing.T) {
 	}
 }
 
+// What the installer left is asked for together with its answers taken: a network alone after
+// them, and all of it again where it is put off.
+func TestInstallerLeft(t *testing.T) {
+	m := wifitest.New(t)
+	b := newBox(t)
+	b.bus = m.Path
+	b.write("sys/class/net/wlan0/phy80211/index", "0\n")
+	handed := `{"version":1,"time_zone":"Etc/UTC","host_name":"box","account":{"name":"alice","password_hash":"` + hash + `"},"ask":["wireless"]}`
+	b.write(steps.HandedFile, handed)
+	b.lines = []string{"later"}
+	code, out, errs := commandtest.Run(b.cmd(), "--first-start")
+	if code != command.OK || errs != "" || len(b.lines) > 0 || b.has(steps.FirstFile) || b.has(steps.HandedFile) || !slices.Contains(b.ran, "chpasswd --encrypted alice:"+hash) || !strings.HasPrefix(b.said.String(), "\nLooking whether there is a network") {
+		t.Errorf("a network: %d, %q, %q, ran %q\n%s", code, out, errs, b.ran, &b.said)
+	}
+	b = newBox(t)
+	b.write(steps.HandedFile, strings.Replace(handed, `"wireless"`, `"language","automatic_updates"`, 1))
+	if code, out, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.OK || b.said.Len() > 0 || b.has(steps.FirstFile) || !strings.Contains(out, "the account alice is made") {
+		t.Errorf("nothing that this image has a choice of: %d, %q, %q\n%s", code, out, errs, &b.said)
+	}
+	b = newBox(t)
+	b.write(steps.HandedFile, `{"version":1,"time_zone":"Etc/UTC","ask":["host_name"]}`)
+	b.lines = []string{"later"}
+	if code, out, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.OK || !b.has(steps.FirstFile) || !b.has(steps.HandedFile) || b.has("etc/localtime") {
+		t.Errorf("put off: %d, %q, %q\n%s", code, out, errs, &b.said)
+	}
+	b.lines = []string{"box", "yes"}
+	if code, out, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.OK || b.has(steps.FirstFile) || !strings.Contains(out, "the time zone is Etc/UTC\nthe machine's name is box\n") {
+		t.Errorf("the start after that: %d, %q, %q\n%s", code, out, errs, &b.said)
+	}
+}
+
 // A device whose driver takes long to come, or that is plugged in while somebody answers, is
 // asked for.
 func TestWirelessComesLate(t *testing.T) {
@@ -313,6 +344,18 @@ func TestFirstStart(t *testing.T) {
 			b.write("etc/shadow", "alice:$y$x:1::::::\n")
 		}, nil, "", true},
 		{"answers of the installer", func(b *box) { b.write(steps.HandedFile, `{"version":1,"host_name":"box"}`) }, nil, "the machine's name is box\n", true},
+		{"answers of the installer that leave some", func(b *box) {
+			b.write(steps.HandedFile, `{"version":1,"time_zone":"Etc/UTC","ask":["host_name","account"]}`)
+		},
+			[]string{"box", "", "-", "yes"}, "the machine's name is box\n", true},
+		{"answers of the installer that leave some, and nobody", func(b *box) {
+			b.write(steps.HandedFile, `{"version":1,"host_name":"box","ask":["time_zone","account","wireless"]}`)
+			b.nobody = true
+		}, nil, "the machine's name is box\n", true},
+		{"answers of the image that leave some", func(b *box) {
+			b.write("etc/halogen/setup.json", `{"version":1,"time_zone":"Etc/UTC","ask":["host_name"]}`)
+		},
+			[]string{"box", "yes"}, "the machine's name is box\n", true},
 		{"answers of the installer that cannot be taken", func(b *box) { b.write(steps.HandedFile, `{"version":1,"keyboard":"de"}`) }, asked,
 			"the answers of the installation were not taken: HANDED: keyboard: the image has no list of keyboard layouts (Debian: the package xkb-data)\nthe time zone is Etc/UTC\nthe machine's name is box\n", true},
 		{"answers of the installer and of the image", func(b *box) {

@@ -1,3 +1,6 @@
+// Package ask asks a person at a terminal for a wireless network.
+//
+// The other questions are those of [halogenos.internal/boot/questions].
 package ask
 
 import (
@@ -7,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"halogenos.internal/boot/questions"
 	"halogenos.internal/uroot-cmds/setup/wifi"
 )
 
@@ -35,9 +39,13 @@ func shown(n wifi.Network) string {
 	return string(name)
 }
 
-// Wireless asks for a wireless network until the machine is in one. It returns ErrLater where
+// person is somebody who is asked.
+type person struct{ *questions.Person }
+
+// Wireless asks for a wireless network until the machine is in one. It returns questions.ErrLater where
 // somebody does not want to be.
-func (p *Person) Wireless(ctx context.Context, r Radio) error {
+func Wireless(ctx context.Context, who *questions.Person, r Radio) error {
+	p := &person{who}
 	if err := p.switchOn(ctx, r); err != nil {
 		return err
 	}
@@ -55,7 +63,7 @@ func (p *Person) Wireless(ctx context.Context, r Radio) error {
 
 // oneOf asks for one of these networks until the machine is in one. joined is false where
 // somebody wants to look again.
-func (p *Person) oneOf(ctx context.Context, r Radio, all []wifi.Network) (joined bool, err error) {
+func (p *person) oneOf(ctx context.Context, r Radio, all []wifi.Network) (joined bool, err error) {
 	for {
 		n, err := p.network(all)
 		if n == nil || err != nil {
@@ -68,7 +76,7 @@ func (p *Person) oneOf(ctx context.Context, r Radio, all []wifi.Network) (joined
 }
 
 // switchOn asks whether Wi-Fi shall be switched on, where it is off.
-func (p *Person) switchOn(ctx context.Context, r Radio) error {
+func (p *person) switchOn(ctx context.Context, r Radio) error {
 	for {
 		off, bySwitch, err := r.IsOff(ctx)
 		switch {
@@ -77,12 +85,12 @@ func (p *Person) switchOn(ctx context.Context, r Radio) error {
 		case bySwitch:
 			p.Terminal.Say("Wi-Fi is switched off by a switch or a key of this machine, or in its firmware's setup.\n")
 		}
-		yes, err := p.yes(map[bool]string{true: "Is it on now?", false: "Wi-Fi is switched off. Switch it on?"}[bySwitch], true)
+		yes, err := p.Yes(map[bool]string{true: "Is it on now?", false: "Wi-Fi is switched off. Switch it on?"}[bySwitch], true)
 		switch {
 		case err != nil:
 			return err
 		case !yes:
-			return ErrLater
+			return questions.ErrLater
 		case !bySwitch:
 			return r.SwitchOn(ctx)
 		}
@@ -90,14 +98,14 @@ func (p *Person) switchOn(ctx context.Context, r Radio) error {
 }
 
 // network asks which one it shall be; nil is to look again.
-func (p *Person) network(all []wifi.Network) (chosen *wifi.Network, err error) {
-	var choices []choice
+func (p *person) network(all []wifi.Network) (chosen *wifi.Network, err error) {
+	var choices []questions.Choice
 	for i, n := range all {
-		choices = append(choices, choice{strconv.Itoa(i + 1), fmt.Sprintf("%-4s  %-16s  %s", strings.Repeat("#", 1+n.Strength*4/101), n.Security, shown(n))})
+		choices = append(choices, questions.Choice{Name: strconv.Itoa(i + 1), Text: fmt.Sprintf("%-4s  %-16s  %s", strings.Repeat("#", 1+n.Strength*4/101), n.Security, shown(n))})
 	}
 	var b strings.Builder
 	for _, c := range choices[:min(len(choices), few)] {
-		fmt.Fprintf(&b, "  %3s  %s\n", c.name, c.text)
+		fmt.Fprintf(&b, "  %3s  %s\n", c.Name, c.Text)
 	}
 	switch {
 	case len(all) == 0:
@@ -107,10 +115,10 @@ func (p *Person) network(all []wifi.Network) (chosen *wifi.Network, err error) {
 	}
 	p.Terminal.Say(b.String())
 	const hidden, again = "h", "r"
-	line, err := p.ask(question{text: "Number of a network, h for a hidden one, r to look again, or later", byEnter: later, choices: choices, take: func(line string) (string, error) {
+	line, err := p.Put(&questions.Question{Text: "Number of a network, h for a hidden one, r to look again, or later", ByEnter: questions.Later, Choices: choices, Take: func(line string) (string, error) {
 		i, err := strconv.Atoi(line)
 		switch {
-		case line == hidden || line == again || line == later:
+		case line == hidden || line == again || line == questions.Later:
 			return line, nil
 		case err != nil || i < 1 || i > len(all):
 			return "", fmt.Errorf("%.20q is not the number of a network that is seen", line)
@@ -120,8 +128,8 @@ func (p *Person) network(all []wifi.Network) (chosen *wifi.Network, err error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case line == later:
-		return nil, ErrLater
+	case line == questions.Later:
+		return nil, questions.ErrLater
 	case line == again:
 		return nil, nil
 	case line == hidden:
@@ -135,15 +143,15 @@ func (p *Person) network(all []wifi.Network) (chosen *wifi.Network, err error) {
 }
 
 // hidden asks for the name of a network that sends none.
-func (p *Person) hidden() (*wifi.Network, error) {
-	name, err := p.ask(question{text: "Its name", take: func(line string) (string, error) {
+func (p *person) hidden() (*wifi.Network, error) {
+	name, err := p.Put(&questions.Question{Text: "Its name", Take: func(line string) (string, error) {
 		_, err := wifi.NewHidden(line, true)
 		return line, err
 	}})
 	if err != nil {
 		return nil, err
 	}
-	password, err := p.yes("Has it a password?", true)
+	password, err := p.Yes("Has it a password?", true)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +161,7 @@ func (p *Person) hidden() (*wifi.Network, error) {
 
 // join connects to a network, with its password where it has one. joined is false where
 // somebody wants another one, or this one cannot be had.
-func (p *Person) join(ctx context.Context, r Radio, n wifi.Network) (joined bool, err error) {
+func (p *person) join(ctx context.Context, r Radio, n wifi.Network) (joined bool, err error) {
 	if err := n.Security.Refused(); err != nil {
 		p.Terminal.Say(fmt.Sprintf("%s cannot be set up here: %v\n", shown(n), err))
 		return false, nil
@@ -182,14 +190,14 @@ func (p *Person) join(ctx context.Context, r Radio, n wifi.Network) (joined bool
 
 // networkPassword asks for a network's password; empty is to choose another network, or of one that has
 // none. The caller clears it.
-func (p *Person) networkPassword(n wifi.Network) ([]byte, error) {
+func (p *person) networkPassword(n wifi.Network) ([]byte, error) {
 	for n.Security.HasPassword() {
 		password, err := p.Terminal.Secret("Password of " + shown(n) + " (not shown; Enter goes back): ")
 		switch {
 		case err != nil || len(password) == 0:
 			return nil, err
-		case string(password) == later:
-			return nil, ErrLater
+		case string(password) == questions.Later:
+			return nil, questions.ErrLater
 		}
 		if err = n.CheckPassword(password); err == nil {
 			return password, nil

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/questions"
 	"halogenos.internal/uroot-cmds/setup/wifi"
 )
 
@@ -61,8 +62,8 @@ func around() []wifi.Network {
 
 func wireless(t *testing.T, d *device, lines ...string) (said string, err error) {
 	t.Helper()
-	who := &typist{t: t, lines: lines}
-	err = (&Person{Terminal: who}).Wireless(t.Context(), d)
+	who := &typist{lines: lines}
+	err = Wireless(t.Context(), &questions.Person{Terminal: who}, d)
 	if len(who.lines) > 0 {
 		t.Errorf("%q were not asked for", who.lines)
 	}
@@ -128,12 +129,12 @@ func TestWirelessAgain(t *testing.T) {
 func TestWirelessLater(t *testing.T) {
 	for _, lines := range [][]string{{""}, {"later"}, {"1", "later"}, {"h", "later"}, {"h", "Attic", "later"}, {"r", "later"}} {
 		d := &device{found: around()}
-		if said, err := wireless(t, d, lines...); !errors.Is(err, ErrLater) || d.tried != nil {
+		if said, err := wireless(t, d, lines...); !errors.Is(err, questions.ErrLater) || d.tried != nil {
 			t.Errorf("%q: %v, %q\n%s", lines, err, d.tried, said)
 		}
 	}
 	d := &device{}
-	if said, err := wireless(t, d, ""); !errors.Is(err, ErrLater) || !strings.Contains(said, "None is seen.\n") {
+	if said, err := wireless(t, d, ""); !errors.Is(err, questions.ErrLater) || !strings.Contains(said, "None is seen.\n") {
 		t.Errorf("no network: %v\n%s", err, said)
 	}
 	d.fails = errors.New("no firmware")
@@ -158,7 +159,7 @@ func TestWirelessOff(t *testing.T) {
 			lines = append(lines, "later")
 		}
 		said, err := wireless(t, &d, lines...)
-		if !errors.Is(err, ErrLater) || (d.looked == 0) != c.later {
+		if !errors.Is(err, questions.ErrLater) || (d.looked == 0) != c.later {
 			t.Errorf("%+v, %q: %v, looked %d times", c.device, c.line, err, d.looked)
 		}
 		has(t, said, c.said)

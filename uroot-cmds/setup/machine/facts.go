@@ -12,13 +12,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"halogenos.internal/boot/answers"
+	"halogenos.internal/boot/questions"
 	"halogenos.internal/uroot-cmds/ota/settings"
 	"halogenos.internal/uroot-cmds/setup/steps"
 )
-
-// maxEntries bounds the lists that an image may have of each thing.
-const maxEntries = 10000
 
 // Facts looks at the image and the machine.
 func (m *Machine) Facts(ctx context.Context) (*steps.Facts, error) {
@@ -78,93 +75,38 @@ func (m *Machine) look(name string, f *steps.Facts) error {
 }
 
 // locales are those of the image: locale(1) knows where the C library has them.
-func (m *Machine) locales(ctx context.Context) (all []string) {
+func (m *Machine) locales(ctx context.Context) []string {
 	said, err := m.Command(ctx, []string{"locale", "-a"}, nil)
 	if err != nil {
 		return nil // an image without locale(1) has one language
 	}
-	for name := range strings.FieldsSeq(said) {
-		base, modifier, has := strings.Cut(name, "@")
-		speech, charset, _ := strings.Cut(base, ".")
-		if c := strings.ToLower(charset); c != "utf8" && c != "utf-8" {
-			continue
-		}
-		name = speech + ".UTF-8"
-		if has {
-			name += "@" + modifier
-		}
-		if answers.Language(name) == nil && len(all) < maxEntries {
-			all = append(all, name)
-		}
-	}
-	slices.Sort(all)
-	return slices.Compact(all)
+	return questions.Locales(strings.Fields(said))
 }
 
-// layouts are those of XKB's list, in the order of their names.
-func (m *Machine) layouts() (all []steps.Layout) {
-	text := m.text("/usr/share/X11/xkb/rules/evdev.lst")
+// layouts are those of XKB's list.
+func (m *Machine) layouts() []questions.Layout {
+	text := m.text(questions.LayoutFile)
 	if text == "" {
-		text = m.text("/usr/share/X11/xkb/rules/base.lst")
+		text = m.text(questions.OtherLayoutFile)
 	}
-	section := ""
-	for line := range strings.Lines(text) {
-		words := strings.Fields(line)
-		switch {
-		case len(words) < 2 || len(all) == maxEntries:
-			continue
-		case words[0] == "!":
-			section = words[1]
-			continue
-		}
-		l := steps.Layout{Name: words[0], Text: strings.Join(words[1:], " ")}
-		if of, found := strings.CutSuffix(words[1], ":"); found && section == "variant" {
-			l = steps.Layout{Name: of + "(" + words[0] + ")", Text: strings.Join(words[2:], " ")}
-		} else if section != "layout" || words[0] == "custom" {
-			continue
-		}
-		if answers.Keyboard(l.Name) == nil {
-			all = append(all, l)
-		}
-	}
-	slices.SortStableFunc(all, func(a, b steps.Layout) int { return strings.Compare(a.Name, b.Name) })
-	return all
+	return questions.Layouts(text)
 }
-
-// zoneDirectory is where the time zone database lies.
-const zoneDirectory = "/usr/share/zoneinfo"
 
 // zones are those that the image has, with the countries that zone.tab gives them.
-func (m *Machine) zones() (all []steps.Zone) {
-	only := map[string]string{} // a country's zone; "" where it has several
-	for line := range strings.Lines(m.text(zoneDirectory + "/zone.tab")) {
-		c := strings.Split(strings.TrimRight(line, "\n"), "\t")
-		if len(c) < 3 || len(c[0]) != 2 {
-			continue
-		}
-		if _, several := only[c[0]]; several {
-			c[2] = ""
-		}
-		only[c[0]] = c[2]
-	}
-	country := map[string]string{}
-	for c, zone := range only {
-		country[zone] = c
-	}
-	delete(country, "")
-	_ = fs.WalkDir(os.DirFS(m.path(zoneDirectory)), ".", func(name string, d fs.DirEntry, err error) error {
+func (m *Machine) zones() []questions.Zone {
+	var names []string
+	_ = fs.WalkDir(os.DirFS(m.path(questions.ZoneDirectory)), ".", func(name string, d fs.DirEntry, err error) error {
 		switch {
-		case err != nil || len(all) == maxEntries:
+		case err != nil || len(names) == questions.MaxEntries:
 			return nil
 		case d.IsDir() && (name == "posix" || name == "right"):
 			return fs.SkipDir
-		case d.IsDir() || name[0] < 'A' || name[0] > 'Z' || answers.TimeZone(name) != nil || name == "Factory":
-			return nil
+		case !d.IsDir() && questions.IsZone(name):
+			names = append(names, name)
 		}
-		all = append(all, steps.Zone{Name: name, Country: country[name]})
 		return nil
 	})
-	return all
+	return questions.Zones(names, m.text(questions.ZoneTable))
 }
 
 // updates says whether the timer is there and switched on, and has something to look for.
@@ -191,7 +133,7 @@ func (m *Machine) wireless() bool {
 func (m *Machine) homes() map[string]uint32 {
 	entries, _ := os.ReadDir(m.path("/home"))
 	all := map[string]uint32{}
-	for _, e := range entries[:min(len(entries), maxEntries)] {
+	for _, e := range entries[:min(len(entries), questions.MaxEntries)] {
 		var s unix.Stat_t
 		if unix.Lstat(filepath.Join(m.path("/home"), e.Name()), &s) == nil {
 			all[e.Name()] = s.Uid

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"halogenos.internal/boot/answers"
+	"halogenos.internal/boot/questions"
 )
 
 // Facts are what an image has, and what the machine is now.
@@ -43,18 +43,11 @@ type Facts struct {
 	Wireless bool
 }
 
-// A Layout is one of a keyboard.
-type Layout struct {
-	Name string // as answers.Keyboard takes it, with a variant if it has one
-	Text string // what XKB calls it, in English
-}
-
-// A Zone is a time zone.
-type Zone struct {
-	Name string
-	// Country is the one that it is the only zone of, by its code of two letters, or "".
-	Country string
-}
+// What the questions have it as.
+type (
+	Layout = questions.Layout
+	Zone   = questions.Zone
+)
 
 // A User is an account.
 type User struct {
@@ -113,82 +106,38 @@ func (f *Facts) Accounts() bool {
 // and NetworkManager, which is to keep the password.
 func (f *Facts) AsksWireless() bool { return f.Wireless && f.Tools["NetworkManager"] }
 
-// HasLayout reports whether the image knows a keyboard layout.
-func (f *Facts) HasLayout(name string) bool {
-	return slices.ContainsFunc(f.Layouts, func(l Layout) bool { return l.Name == name })
+// Choices are what somebody can be asked.
+func (f *Facts) Choices() *questions.Choices {
+	_, zone, _ := strings.Cut(f.Links[localtime], "/zoneinfo/")
+	c := &questions.Choices{
+		Version: questions.Version, Languages: f.Locales, Keyboards: f.Layouts, TimeZones: f.Zones,
+		Language: f.language(), TimeZone: zone, HostName: strings.TrimSpace(f.Files[hostname]), Accounts: f.Accounts(),
+	}
+	if c.Keyboard = get(f.Files[defaultKeyboard], "XKBLAYOUT"); c.Keyboard == "" {
+		c.Keyboard = get(f.Files[vconsoleConf], "XKBLAYOUT")
+	}
+	for _, u := range f.Users {
+		if u.person() {
+			c.People = append(c.People, u.Name)
+		} else {
+			c.Users = append(c.Users, u.Name)
+		}
+	}
+	// What a run before began with can be had again.
+	c.Groups = slices.DeleteFunc(slices.Clone(f.Groups), func(g string) bool { return g == f.Begun })
+	if f.Updates != Unknown {
+		on := f.Updates == On
+		c.AutomaticUpdates = &on
+	}
+	return c
 }
 
-// HasZone reports whether the image knows a time zone.
-func (f *Facts) HasZone(name string) bool {
-	return slices.ContainsFunc(f.Zones, func(z Zone) bool { return z.Name == name })
-}
-
-// Language is the machine's now: "" for none that the image has.
-func (f *Facts) Language() string {
+// language is the machine's now: "" for none that the image has.
+func (f *Facts) language() string {
 	for _, name := range []string{localeConf, defaultLocale} {
 		if l := get(f.Files[name], "LANG"); slices.Contains(f.Locales, l) {
 			return l
 		}
 	}
 	return ""
-}
-
-// DefaultKeyboard is the layout that most people have who speak a language, and otherwise
-// the machine's.
-func (f *Facts) DefaultKeyboard(language string) string {
-	speech, country := parts(language)
-	guess := strings.ToLower(country)
-	switch {
-	case country == "":
-	case speech == "en" && country != "GB" && country != "ZA" && country != "IE":
-		guess = "us"
-	case speech == "es" && country != "ES":
-		guess = "latam"
-	case speech == "fr" && country == "CH":
-		guess = "ch(fr)"
-	case speech == "ar":
-		guess = "ara"
-	}
-	now := get(f.Files[defaultKeyboard], "XKBLAYOUT")
-	if now == "" {
-		now = get(f.Files[vconsoleConf], "XKBLAYOUT")
-	}
-	for _, name := range []string{guess, now, "us"} {
-		if f.HasLayout(name) {
-			return name
-		}
-	}
-	return ""
-}
-
-// DefaultZone is the only time zone of a language's country, and otherwise the machine's.
-func (f *Facts) DefaultZone(language string) string {
-	_, country := parts(language)
-	for _, z := range f.Zones {
-		if country != "" && z.Country == country {
-			return z.Name
-		}
-	}
-	_, now, _ := strings.Cut(f.Links[localtime], "/zoneinfo/")
-	for _, name := range []string{now, "Etc/UTC", "UTC"} {
-		if f.HasZone(name) {
-			return name
-		}
-	}
-	return ""
-}
-
-// DefaultHostName is the machine's name now, or else what it is.
-func (f *Facts) DefaultHostName() string {
-	if now := strings.ToLower(strings.TrimSpace(f.Files[hostname])); answers.HostName(now) == nil {
-		return now
-	}
-	return "computer"
-}
-
-// parts are the language and the country of a locale's name.
-func parts(locale string) (speech, country string) {
-	locale, _, _ = strings.Cut(locale, ".")
-	speech, country, _ = strings.Cut(locale, "_")
-	return speech, country
 }

@@ -129,14 +129,15 @@ func Claim() Step { return write(FirstFile, asking+"\n") }
 
 // follow refuses what the image cannot do.
 func follow(a *answers.Answers, f *Facts) error {
+	c := f.Choices()
 	switch {
 	case a.Language != "" && !slices.Contains(f.Locales, a.Language):
 		return fmt.Errorf("language: the image has no %s; `locale -a` lists what it has", a.Language)
 	case a.Keyboard != "" && len(f.Layouts) == 0:
 		return errors.New("keyboard: the image has no list of keyboard layouts (Debian: the package xkb-data)")
-	case a.Keyboard != "" && !f.HasLayout(a.Keyboard):
+	case a.Keyboard != "" && !c.HasKeyboard(a.Keyboard):
 		return fmt.Errorf("keyboard: the image knows no layout %s", a.Keyboard)
-	case a.TimeZone != "" && !f.HasZone(a.TimeZone):
+	case a.TimeZone != "" && !c.HasTimeZone(a.TimeZone):
 		return fmt.Errorf("time_zone: the image knows no %s (below /usr/share/zoneinfo; Debian: the packages tzdata and tzdata-legacy)", a.TimeZone)
 	case a.AutomaticUpdates != nil && f.Updates == Unknown:
 		return errors.New("automatic_updates: the image has no ota-fetch.timer, or no server (ota.conf(5)): nothing can be switched")
@@ -145,19 +146,7 @@ func follow(a *answers.Answers, f *Facts) error {
 	case !f.Accounts():
 		return errors.New("account: the image lacks useradd, usermod, userdel, groupdel or chpasswd (Debian: the package passwd)")
 	}
-	return Free(a.Account.Name, f)
-}
-
-// Free refuses the name of an account that is the image's own, or of a group.
-func Free(name string, f *Facts) error {
-	u, taken := f.user(name)
-	switch {
-	case taken && !u.person():
-		return fmt.Errorf("%s is an account of the system: take another name", name)
-	case !taken && slices.Contains(f.Groups, name) && f.Begun != name:
-		return fmt.Errorf("%s is a group of the system: take another name", name)
-	}
-	return nil
+	return c.Free(a.Account.Name)
 }
 
 func (f *Facts) isLink(path string) bool { return f.Links[path] != "" }

@@ -16,7 +16,7 @@ func debian() *Facts {
 	return &Facts{
 		Locales: []string{"C.UTF-8", "de_CH.UTF-8", "de_DE.UTF-8", "el_GR.UTF-8", "en_US.UTF-8", "es_MX.UTF-8"},
 		Layouts: []Layout{{Name: "ch"}, {Name: "de"}, {Name: "de(nodeadkeys)"}, {Name: "gr"}, {Name: "latam"}, {Name: "us"}},
-		Zones:   []Zone{{"Etc/UTC", ""}, {"Europe/Berlin", "DE"}, {"America/New_York", ""}},
+		Zones:   []Zone{{Name: "Etc/UTC"}, {Name: "Europe/Berlin", Country: "DE"}, {Name: "America/New_York"}},
 		Files: map[string]string{
 			localeConf: "# here\nLANG=C.UTF-8\nLC_TIME=en_DK.UTF-8\n", hostname: "halogen\n", hosts: "127.0.0.1 localhost\n127.0.1.1 halogen\n::1 localhost\n",
 			defaultKeyboard: "XKBMODEL=\"pc105\"\nXKBLAYOUT=\"us\"\nXKBVARIANT=\"\"\nXKBOPTIONS=\"compose:menu\"\nBACKSPACE=\"guess\"\n", nsswitch: "hosts: files dns\n",
@@ -229,30 +229,24 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-func TestDefaults(t *testing.T) {
-	for _, c := range []struct{ language, keyboard, zone string }{
-		{"de_DE.UTF-8", "de", "Europe/Berlin"}, {"de_CH.UTF-8", "ch", "Etc/UTC"}, {"en_US.UTF-8", "us", "Etc/UTC"}, {"en_DE.UTF-8", "us", "Europe/Berlin"},
-		{"es_MX.UTF-8", "latam", "Etc/UTC"}, {"C.UTF-8", "us", "Etc/UTC"}, {"", "us", "Etc/UTC"}, {"ja_JP.UTF-8", "us", "Etc/UTC"},
-	} {
-		f := debian()
-		if k, z := f.DefaultKeyboard(c.language), f.DefaultZone(c.language); k != c.keyboard || z != c.zone {
-			t.Errorf("%s: %s, %s; want %s, %s", c.language, k, z, c.keyboard, c.zone)
+// What somebody is asked, by what the machine is.
+func TestChoices(t *testing.T) {
+	f := debian()
+	f.Users, f.Groups, f.Begun = append(f.Users, User{"alice", 1000, true}), append(f.Groups, "alice", "bob"), "bob"
+	c := f.Choices()
+	if c.Language != "C.UTF-8" || c.Keyboard != "us" || c.TimeZone != "Etc/UTC" || c.DefaultHostName() != "halogen" || !c.Accounts || c.AutomaticUpdates == nil || !*c.AutomaticUpdates {
+		t.Errorf("%+v", c)
+	}
+	for name, free := range map[string]bool{"root": false, "sudo": false, "alice": true, "bob": true, "carol": true} {
+		if err := c.Free(name); (err == nil) != free {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
-	f := debian()
-	if f.Language() != "C.UTF-8" || f.DefaultHostName() != "halogen" {
-		t.Errorf("%q, %q", f.Language(), f.DefaultHostName())
+	if text, err := c.Encode(); err != nil {
+		t.Errorf("%v\n%s", err, text)
 	}
-	f.Files[hostname] = "localhost\n"
-	if f.DefaultHostName() != "computer" {
-		t.Errorf("%q", f.DefaultHostName())
-	}
-	if f.LivedIn() {
-		t.Error("nobody lives there")
-	}
-	f.Users = append(f.Users, User{"alice", 1000, true})
-	if !f.LivedIn() {
-		t.Error("alice lives there")
+	if f.LivedIn() != true || debian().LivedIn() {
+		t.Error("who lives there")
 	}
 }
 

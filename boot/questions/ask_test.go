@@ -1,16 +1,14 @@
-package ask
+package questions
 
 import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"reflect"
 	"strings"
 	"testing"
 
 	"halogenos.internal/boot/answers"
-	"halogenos.internal/uroot-cmds/setup/steps"
 )
 
 // typist is somebody who types these lines.
@@ -43,27 +41,26 @@ func (p *typist) Secret(prompt string) ([]byte, error) {
 	return []byte(line), nil
 }
 
-func facts() *steps.Facts {
-	return &steps.Facts{
-		Locales: []string{"C.UTF-8", "de_DE.UTF-8", "en_US.UTF-8"},
-		Layouts: []steps.Layout{{Name: "de", Text: "German"}, {Name: "de(nodeadkeys)", Text: "German (no dead keys)"}, {Name: "us", Text: "English\x1b[2J (US)"}},
-		Zones:   []steps.Zone{{Name: "America/New_York"}, {Name: "Etc/UTC"}, {Name: "Europe/Berlin", Country: "DE"}},
-		Files:   map[string]string{"/etc/hostname": "localhost\n"},
-		Users:   []steps.User{{Name: "root"}}, Groups: []string{"root", "sudo"},
-		Tools:   map[string]bool{"useradd": true, "usermod": true, "userdel": true, "groupdel": true, "chpasswd": true},
-		Updates: steps.On,
+func debian() *Choices {
+	yes := true
+	return &Choices{
+		Version:   Version,
+		Languages: []string{"C.UTF-8", "de_DE.UTF-8", "en_US.UTF-8"},
+		Keyboards: []Layout{{"de", "German"}, {"de(nodeadkeys)", "German (no dead keys)"}, {"us", "English\x1b[2J (US)"}},
+		TimeZones: []Zone{{"America/New_York", ""}, {"Etc/UTC", ""}, {"Europe/Berlin", "DE"}},
+		HostName:  "localhost\n", Users: []string{"root"}, Groups: []string{"root", "sudo"}, Accounts: true, AutomaticUpdates: &yes,
 	}
 }
 
-func ask(t *testing.T, f *steps.Facts, lines ...string) (*answers.Answers, *typist, []string, error) {
+func ask(t *testing.T, c *Choices, lines ...string) (*answers.Answers, *typist, []string, error) {
 	t.Helper()
 	who := &typist{t: t, lines: lines}
 	var layouts []string
-	p := &Person{Terminal: who, Facts: f, Keyboard: func(l string) error {
+	p := &Person{Terminal: who, Choices: c, Keyboard: func(l string) error {
 		layouts = append(layouts, l)
 		return nil
 	}}
-	a, err := p.Ask()
+	a, err := p.Ask(nil)
 	if len(who.lines) > 0 {
 		t.Errorf("%q were not asked for", who.lines)
 	}
@@ -72,7 +69,7 @@ func ask(t *testing.T, f *steps.Facts, lines ...string) (*answers.Answers, *typi
 
 // Somebody who takes what is offered types a language, a name, and a password.
 func TestByEnter(t *testing.T) {
-	a, who, layouts, err := ask(t, facts(), "de_de", "", "", "", "", "Alice Example", "", "secret", "secret", "")
+	a, who, layouts, err := ask(t, debian(), "de_de", "", "", "", "", "Alice Example", "", "secret", "secret", "")
 	yes := true
 	want := &answers.Answers{
 		Version: 1, Language: "de_DE.UTF-8", Keyboard: "de", TimeZone: "Europe/Berlin", HostName: "computer", AutomaticUpdates: &yes,
@@ -94,7 +91,7 @@ func TestByEnter(t *testing.T) {
 
 // What cannot be taken is asked for again, with the reason.
 func TestAgain(t *testing.T) {
-	a, who, _, err := ask(t, facts(),
+	a, who, _, err := ask(t, debian(),
 		"klingon", "?", "en_US.UTF-8",
 		"?", "?dead", "qwertz", "DE(NoDeadKeys)",
 		"?zzz", "Berlin", "america/new york",
@@ -129,7 +126,7 @@ func TestAgain(t *testing.T) {
 
 // What the image has no choice of is not asked.
 func TestNotAsked(t *testing.T) {
-	a, who, layouts, err := ask(t, &steps.Facts{Locales: []string{"C.UTF-8"}}, "box", "")
+	a, who, layouts, err := ask(t, &Choices{Languages: []string{"C.UTF-8"}}, "box", "")
 	if err != nil || !reflect.DeepEqual(a, &answers.Answers{Version: 1, HostName: "box"}) || layouts != nil {
 		t.Errorf("%+v, %v\n%s", a, err, &who.said)
 	}
@@ -138,11 +135,11 @@ func TestNotAsked(t *testing.T) {
 // A console has 80 columns, 25 lines, and nothing that goes back: what there is comes a page at a
 // time, and all of it.
 func TestPages(t *testing.T) {
-	f := facts()
-	f.Zones, f.Layouts = nil, nil
+	f := debian()
+	f.TimeZones, f.Keyboards = nil, nil
 	for i := range 150 {
-		f.Zones = append(f.Zones, steps.Zone{Name: fmt.Sprintf("America/Argentina/ComodRivadav%02d", i)})
-		f.Layouts = append(f.Layouts, steps.Layout{Name: fmt.Sprintf("l%d", i), Text: "Layout"})
+		f.TimeZones = append(f.TimeZones, Zone{Name: fmt.Sprintf("America/Argentina/ComodRivadav%02d", i)})
+		f.Keyboards = append(f.Keyboards, Layout{Name: fmt.Sprintf("l%d", i), Text: "Layout"})
 	}
 	lines := []string{""}
 	for range 9 { // eight pages, and the first again
@@ -178,7 +175,7 @@ func TestPages(t *testing.T) {
 		if have := strings.Count(said, fmt.Sprintf("  l%d ", i)); have != want {
 			t.Errorf("layout %d is listed %d times, want %d", i, have, want)
 		}
-		if zone := f.Zones[i].Name; !strings.Contains(said, zone) {
+		if zone := f.TimeZones[i].Name; !strings.Contains(said, zone) {
 			t.Errorf("%s is not listed", zone)
 		}
 	}
@@ -187,32 +184,11 @@ func TestPages(t *testing.T) {
 func TestLater(t *testing.T) {
 	for n := range 6 {
 		lines := append([]string{"", "", "", "", "", ""}[:n], "later")
-		if _, who, _, err := ask(t, facts(), lines...); !errors.Is(err, ErrLater) {
+		if _, who, _, err := ask(t, debian(), lines...); !errors.Is(err, ErrLater) {
 			t.Errorf("at question %d: %v\n%s", n, err, &who.said)
 		}
 	}
-	if _, _, _, err := ask(t, facts(), "", ""); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, _, _, err := ask(t, debian(), "", ""); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("the terminal ends: %v", err)
-	}
-}
-
-// A line is read to its end and not further: what follows may be for somebody else.
-func TestConsole(t *testing.T) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	if _, err := w.WriteString("one\ntwo\n"); err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	var out strings.Builder
-	c := &Console{In: r, Out: &out}
-	one, err1 := c.Line("first: ")
-	two, err2 := c.Line("second: ")
-	_, err3 := c.Line("third: ")
-	if one != "one" || two != "two" || err1 != nil || err2 != nil || err3 == nil || out.String() != "first: second: third: " || c.IsTerminal() {
-		t.Errorf("%q %v, %q %v, %v, %q", one, err1, two, err2, err3, &out)
 	}
 }
