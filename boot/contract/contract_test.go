@@ -177,6 +177,43 @@ func TestAbilities(t *testing.T) { // FAULTS 94
 	}
 }
 
+// The choices come third, wherever the others end; what reads the two before finds them as it did.
+func TestChoices(t *testing.T) {
+	for size := range 600 {
+		c := sample()
+		c.ReleaseKey = make([]byte, 3*size)
+		two, err := Archive(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := bytes.Repeat([]byte("x"), 1+size)
+		three, err := WithChoices(bytes.Clone(two), want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, rest := range []string{"", "\x1f\x8b compressed", "070701"} {
+			initrd := append(bytes.Clone(three), rest...)
+			if got := ChoicesFromInitrd(initrd, 600); !bytes.Equal(got, want) {
+				t.Fatalf("size %d, then %q: %q", size, rest, got)
+			}
+			if got, err := FromInitrd(initrd); err != nil || AbilitiesFromInitrd(initrd) != Own() || got.ImageID != c.ImageID {
+				t.Fatalf("size %d: %+v, %v", size, got, err)
+			}
+			if got := ChoicesFromInitrd(append(bytes.Clone(two), rest...), 600); got != nil {
+				t.Fatalf("size %d without choices, then %q: %q", size, rest, got)
+			}
+		}
+		for _, cut := range []int{0, 1, 100, len(two) - 1, len(two), len(two) + 100} {
+			if got := ChoicesFromInitrd(three[:cut], 600); got != nil {
+				t.Fatalf("size %d, cut at %d: %q", size, cut, got)
+			}
+		}
+		if got := ChoicesFromInitrd(three, int64(size)); got != nil {
+			t.Fatalf("more than the limit: %q", got)
+		}
+	}
+}
+
 // What a UKI says of its ESP is none that a disk cannot have, and nothing where it is as
 // ever.
 func TestAbilitiesESP(t *testing.T) {
@@ -287,8 +324,16 @@ func FuzzFromInitrd(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(archive)
+	three, err := WithChoices(bytes.Clone(archive), []byte("{}"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(three)
 	f.Add([]byte("070701"))
 	f.Fuzz(func(t *testing.T, initrd []byte) {
+		if text := ChoicesFromInitrd(initrd, 1000); len(text) > 1000 {
+			t.Fatalf("%d bytes", len(text))
+		}
 		if a := AbilitiesFromInitrd(initrd); a.PolicyRecord < 1 {
 			t.Fatalf("accepted %+v", a)
 		}

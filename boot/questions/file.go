@@ -38,5 +38,8 @@ func Parse(text []byte) (*Choices, error) {
 	if c.Version != Version {
 		return nil, fmt.Errorf("has version %d, and this program knows %d alone", c.Version, Version)
 	}
-	return c, c.check()
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	return c, nil
 }

@@ -163,6 +163,7 @@ type build struct {
 	contract  *contract.Contract
 	microcode *microcode.Set
 	ucode     []byte // the same as an archive; empty for none
+	choices   []byte // of who installs it; nil where nobody is asked
 	initrd    []byte // the boot contract and the initramfs
 	uki       []byte
 	release   *release.Release
@@ -291,6 +292,7 @@ func (b *build) complete(ctx context.Context) error {
 	for _, note := range append(notes, kept...) {
 		b.Progress.Note("%s", note)
 	}
+	b.choose()
 	b.hungry()
 	b.idle()
 	b.rootless()
@@ -405,7 +407,13 @@ func (b *build) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	initrd, ucode, err := b.placeMicrocode(slices.Concat(first, list, trust))
+	facts := slices.Concat(first, list, trust)
+	if b.choices != nil {
+		if facts, err = contract.WithChoices(facts, b.choices); err != nil {
+			return err
+		}
+	}
+	initrd, ucode, err := b.placeMicrocode(facts)
 	if err != nil {
 		return err
 	}

@@ -1,5 +1,7 @@
 package image
 
+import "halogenos.internal/builder/osfiles"
+
 // initPath is what every machine starts once its root file system is in place.
 const initPath = "sbin/init"
 
@@ -20,5 +22,18 @@ func (b *build) rootless() {
 	kind := b.Config.RootPartitionFormat
 	if _, err := b.tree.Resolve("sbin/mkfs." + kind); err != nil {
 		b.Progress.Note("WARNING: RootPartitionFormat is %s, and there is no /sbin/mkfs.%s: a new machine stops at its second boot. Install it (Debian: the package %s)", kind, kind, makers[kind])
+	}
+}
+
+// choose has the UKI say what somebody who installs the image can choose from. Where that cannot
+// be told, the installer asks nothing, and the first start does.
+func (b *build) choose() {
+	choices, err := osfiles.Choices(b.tree, b.Config)
+	if err == nil && choices != nil {
+		b.choices, err = choices.Encode()
+	}
+	if err != nil {
+		b.choices = nil
+		b.Progress.Note("WARNING: the installer of this image will not ask for a language, an account and the like, and its machines' first start will: %v", err)
 	}
 }

@@ -35,8 +35,8 @@ type System struct {
 	// told, and nil where it is.
 	Extensions []contract.Extension `json:"-"`
 	Unlisted   error                `json:"-"`
-	Version  string             `json:"version,omitempty"`
-	Epoch    uint64             `json:"epoch"`
+	Version    string               `json:"version,omitempty"`
+	Epoch      uint64               `json:"epoch"`
 }
 
 // An Inventory is what the machine has.

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -157,35 +156,6 @@ func (m *Machine) accounts(f *steps.Facts) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	passwords := map[string]string{}
-	for line := range strings.Lines(string(shadow)) {
-		c := strings.Split(line, ":")
-		if len(c) > 1 {
-			passwords[c[0]] = c[1]
-		}
-	}
-	for line := range strings.Lines(string(passwd)) {
-		c := strings.Split(line, ":")
-		if len(c) < 3 {
-			continue
-		}
-		n, err := strconv.ParseUint(c[2], 10, 32)
-		if err != nil {
-			continue
-		}
-		hash := c[1]
-		if hash == "x" {
-			hash = passwords[c[0]]
-		}
-		f.Users = append(f.Users, steps.User{Name: c[0], UID: uint32(n), Password: opens(hash)})
-	}
-	for line := range strings.Lines(string(group)) {
-		name, _, _ := strings.Cut(line, ":")
-		f.Groups = append(f.Groups, name)
-	}
+	f.Users, f.Groups = questions.Accounts(string(passwd), string(shadow), string(group))
 	return nil
 }
-
-// opens reports whether some password fits a field of /etc/shadow: one that begins with an
-// exclamation mark or an asterisk, or is empty, is of an account that is locked or new.
-func opens(hash string) bool { return hash != "" && !strings.ContainsAny(hash[:1], "!*") }

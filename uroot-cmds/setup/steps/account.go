@@ -76,7 +76,7 @@ const noGroup = 6
 // userdel removes the group as well is for the image's login.defs(5) to say.
 func takeBack(f *Facts) (all []Step) {
 	user, there := f.user(f.Begun)
-	if there && (!user.person() || user.Password) {
+	if there && (!user.IsPerson() || user.Password) {
 		return nil
 	}
 	if there {
@@ -136,7 +136,7 @@ func add(a *answers.Account, f *Facts, join string) []Step {
 		all = append(all, Step{Kind: Remove, Path: "/home/" + a.Name})
 	}
 	taken := slices.ContainsFunc(f.Users, func(u User) bool { return u.UID == owner && u.Name != a.Name })
-	if kept && !taken && (User{UID: owner}).person() {
+	if kept && !taken && (User{UID: owner}).IsPerson() {
 		args = append(args, "--uid", strconv.FormatUint(uint64(owner), 10))
 	}
 	return append(all, Step{Kind: Run, Args: append(args, a.Name)})

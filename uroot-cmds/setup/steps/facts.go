@@ -47,15 +47,8 @@ type Facts struct {
 type (
 	Layout = questions.Layout
 	Zone   = questions.Zone
+	User   = questions.User
 )
-
-// A User is an account.
-type User struct {
-	Name string
-	UID  uint32
-	// Password: somebody can log in with one.
-	Password bool
-}
 
 // Updates says whether releases are fetched without being asked for.
 type Updates int
@@ -68,19 +61,10 @@ const (
 	On
 )
 
-// Accounts of people have these numbers, as useradd(8) and systemd have it.
-const (
-	FirstPerson = 1000
-	LastPerson  = 59999
-)
-
-// person reports whether an account is that of a person.
-func (u User) person() bool { return u.UID >= FirstPerson && u.UID <= LastPerson }
-
 // LivedIn reports whether there is a person's account with a password: the machine is not
 // at its first start, whatever its notes say.
 func (f *Facts) LivedIn() bool {
-	return slices.ContainsFunc(f.Users, func(u User) bool { return u.person() && u.Password })
+	return questions.LivedIn(f.Users)
 }
 
 // FirstStart reports whether this is the first start of a machine, or one after a first
@@ -113,16 +97,10 @@ func (f *Facts) Choices() *questions.Choices {
 		Version: questions.Version, Languages: f.Locales, Keyboards: f.Layouts, TimeZones: f.Zones,
 		Language: f.language(), TimeZone: zone, HostName: strings.TrimSpace(f.Files[hostname]), Accounts: f.Accounts(),
 	}
-	if c.Keyboard = get(f.Files[defaultKeyboard], "XKBLAYOUT"); c.Keyboard == "" {
-		c.Keyboard = get(f.Files[vconsoleConf], "XKBLAYOUT")
+	if c.Keyboard = questions.Value(f.Files[defaultKeyboard], "XKBLAYOUT"); c.Keyboard == "" {
+		c.Keyboard = questions.Value(f.Files[vconsoleConf], "XKBLAYOUT")
 	}
-	for _, u := range f.Users {
-		if u.person() {
-			c.People = append(c.People, u.Name)
-		} else {
-			c.Users = append(c.Users, u.Name)
-		}
-	}
+	c.SetUsers(f.Users)
 	// What a run before began with can be had again.
 	c.Groups = slices.DeleteFunc(slices.Clone(f.Groups), func(g string) bool { return g == f.Begun })
 	if f.Updates != Unknown {
@@ -135,7 +113,7 @@ func (f *Facts) Choices() *questions.Choices {
 // language is the machine's now: "" for none that the image has.
 func (f *Facts) language() string {
 	for _, name := range []string{localeConf, defaultLocale} {
-		if l := get(f.Files[name], "LANG"); slices.Contains(f.Locales, l) {
+		if l := questions.Value(f.Files[name], "LANG"); slices.Contains(f.Locales, l) {
 			return l
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/answers"
+	"halogenos.internal/boot/questions"
 	"halogenos.internal/initagent/bootinfo"
 )
 
@@ -188,7 +189,7 @@ func Keyboard(name string, f *Facts) []Step {
 			text = set(text, kv[0], `"`+kv[1]+`"`)
 		}
 		// Options of somebody's own stay.
-		if options != "" || get(text, "XKBOPTIONS") == toggle {
+		if options != "" || questions.Value(text, "XKBOPTIONS") == toggle {
 			text = set(text, "XKBOPTIONS", `"`+options+`"`)
 		}
 		return text

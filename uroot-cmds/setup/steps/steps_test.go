@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/answers"
+	"halogenos.internal/boot/questions"
 )
 
 const hash = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7"
@@ -23,7 +24,7 @@ func debian() *Facts {
 		},
 		Links:       map[string]string{vconsoleConf: "default/keyboard", defaultLocale: "../locale.conf", localtime: "/usr/share/zoneinfo/Etc/UTC"},
 		Directories: map[string]bool{"/etc/default": true, "/etc/X11": true},
-		Users:       []User{{"root", 0, false}, {"nobody", 65534, false}, {"halogen-ota", 990, false}},
+		Users:       []User{{Name: "root"}, {Name: "nobody", UID: 65534}, {Name: "halogen-ota", UID: 990}},
 		Groups:      []string{"root", "audio", "sudo", "netdev", "users"},
 		Tools:       map[string]bool{"useradd": true, "usermod": true, "userdel": true, "groupdel": true, "chpasswd": true, "systemctl": true, "setupcon": true, "udevadm": true, "bash": true},
 		Updates:     On, Systemd: true,
@@ -132,7 +133,7 @@ func TestForeignKeyboard(t *testing.T) {
 		t.Errorf("%s\nwant\n%s", all[0].Text, want)
 	}
 	f.Files[defaultKeyboard] = all[0].Text
-	if text := Keyboard("de", f)[0].Text; get(text, "XKBLAYOUT") != "de" || get(text, "XKBVARIANT") != "" || get(text, "XKBOPTIONS") != "" {
+	if text := Keyboard("de", f)[0].Text; questions.Value(text, "XKBLAYOUT") != "de" || questions.Value(text, "XKBVARIANT") != "" || questions.Value(text, "XKBOPTIONS") != "" {
 		t.Errorf("%s", text)
 	}
 }
@@ -143,7 +144,7 @@ func TestCutAccount(t *testing.T) {
 	add := "run useradd --create-home --user-group --comment  --shell /bin/bash --groups sudo,audio,netdev alice <"
 	uid := strings.Replace(add, " alice", " --uid 1003 alice", 1)
 	join := "run usermod --append --groups sudo,audio,netdev alice <"
-	here, open := User{"alice", 1003, false}, User{"alice", 1003, true}
+	here, open := User{Name: "alice", UID: 1003, Password: false}, User{Name: "alice", UID: 1003, Password: true}
 	for _, c := range []struct {
 		name  string
 		begun string
@@ -158,12 +159,12 @@ func TestCutAccount(t *testing.T) {
 		{"a group was left", "alice", nil, "alice", nil, []string{"run groupdel alice <", add}},
 		{"a home that nobody owns yet", "alice", []User{here}, "", map[string]uint32{"alice": 0}, []string{"run userdel alice <", "remove /home/alice", add}},
 		{"all but the last note", "alice", []User{open}, "alice", map[string]uint32{"alice": 1003}, []string{join}},
-		{"another name the second time", "bob", []User{{"bob", 1000, false}}, "bob", nil, []string{"run userdel bob <", "run groupdel bob <", add}},
-		{"another, who has a password", "bob", []User{{"bob", 1000, true}}, "bob", nil, []string{add}},
-		{"a note about somebody of the system", "root", []User{{"root", 0, false}}, "root", nil, []string{add}},
+		{"another name the second time", "bob", []User{{Name: "bob", UID: 1000, Password: false}}, "bob", nil, []string{"run userdel bob <", "run groupdel bob <", add}},
+		{"another, who has a password", "bob", []User{{Name: "bob", UID: 1000, Password: true}}, "bob", nil, []string{add}},
+		{"a note about somebody of the system", "root", []User{{Name: "root", UID: 0, Password: false}}, "root", nil, []string{add}},
 		{"there without a note, with keys alone", "", []User{here}, "alice", nil, []string{join}},
 		{"a home that was kept", "", nil, "", map[string]uint32{"alice": 1003}, []string{uid}},
-		{"a home of somebody else", "", []User{{"carol", 1003, true}}, "", map[string]uint32{"alice": 1003}, []string{add}},
+		{"a home of somebody else", "", []User{{Name: "carol", UID: 1003, Password: true}}, "", map[string]uint32{"alice": 1003}, []string{add}},
 	} {
 		f := debian()
 		f.Begun, f.Homes, f.First = c.begun, c.home, asking
@@ -192,7 +193,7 @@ func TestCutAccount(t *testing.T) {
 	}
 	// Weeks later somebody may use what was begun, by keys.
 	f := debian()
-	f.Begun, f.Users = "bob", append(f.Users, User{"bob", 1000, false})
+	f.Begun, f.Users = "bob", append(f.Users, User{Name: "bob", UID: 1000, Password: false})
 	if all := short(plan(t, a, f)); slices.Contains(all, "run userdel bob <") {
 		t.Errorf("after the first start: %q", all)
 	}
@@ -232,7 +233,7 @@ func TestRefused(t *testing.T) {
 // What somebody is asked, by what the machine is.
 func TestChoices(t *testing.T) {
 	f := debian()
-	f.Users, f.Groups, f.Begun = append(f.Users, User{"alice", 1000, true}), append(f.Groups, "alice", "bob"), "bob"
+	f.Users, f.Groups, f.Begun = append(f.Users, User{Name: "alice", UID: 1000, Password: true}), append(f.Groups, "alice", "bob"), "bob"
 	c := f.Choices()
 	if c.Language != "C.UTF-8" || c.Keyboard != "us" || c.TimeZone != "Etc/UTC" || c.DefaultHostName() != "halogen" || !c.Accounts || c.AutomaticUpdates == nil || !*c.AutomaticUpdates {
 		t.Errorf("%+v", c)
@@ -254,7 +255,7 @@ func TestChoices(t *testing.T) {
 func TestTextAgain(t *testing.T) {
 	for _, text := range []string{"", "LANG=a", "LANG=a\nLANG=b\n", "#LANG=x\nx\n LANG = 'y'\n"} {
 		once := set(text, "LANG", "de")
-		if get(once, "LANG") != "de" || set(once, "LANG", "de") != once || strings.Count(once, "\nLANG=")+strings.Count(once[:5], "LANG=") > 1 {
+		if questions.Value(once, "LANG") != "de" || set(once, "LANG", "de") != once || strings.Count(once, "\nLANG=")+strings.Count(once[:5], "LANG=") > 1 {
 			t.Errorf("%q becomes %q", text, once)
 		}
 		named := setHost(text, "a.b")

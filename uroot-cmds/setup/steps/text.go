@@ -1,25 +1,10 @@
 package steps
 
-import "strings"
+import (
+	"strings"
 
-// assignment is the key of a line KEY=VALUE; "" for any other line.
-func assignment(line string) (key, value string) {
-	key, value, found := strings.Cut(strings.TrimSpace(line), "=")
-	if !found || strings.HasPrefix(key, "#") || strings.ContainsAny(key, " \t") {
-		return "", ""
-	}
-	return key, strings.Trim(strings.TrimSpace(value), `"'`)
-}
-
-// get is the value of a key in a file of shell assignments, the last of them.
-func get(text, key string) (value string) {
-	for line := range strings.Lines(text) {
-		if k, v := assignment(line); k == key {
-			value = v
-		}
-	}
-	return value
-}
+	"halogenos.internal/boot/questions"
+)
 
 // set gives a key a value, which is quoted where it has to be. All else stays as it is; of
 // several lines with the key one is left.
@@ -27,7 +12,7 @@ func set(text, key, value string) string {
 	var b strings.Builder
 	done := false
 	for line := range strings.Lines(text) {
-		if k, _ := assignment(line); k != key {
+		if k, _ := questions.Assignment(line); k != key {
 			b.WriteString(strings.TrimRight(line, "\n") + "\n")
 			continue
 		}
