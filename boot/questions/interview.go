@@ -51,14 +51,38 @@ func (i *Interview) settle() {
 	}
 }
 
-// Question is what is asked now, and nil at the end.
+// Question is what is asked now, and nil at the end. Enter takes what was answered before, where
+// somebody has gone back.
 func (i *Interview) Question() *Question {
 	if i.at == len(topics) {
 		return nil
 	}
 	q := topics[i.at].ask(i.choices, &i.answers)
 	q.Key = topics[i.at].key
+	if had := i.had(q.Key); had != "" {
+		q.ByEnter = had
+	}
 	return q
+}
+
+// had is what was answered of a key; "" for nothing, and of an account.
+func (i *Interview) had(key string) string {
+	a := &i.answers
+	switch key {
+	case answers.KeyLanguage:
+		return a.Language
+	case answers.KeyKeyboard:
+		return a.Keyboard
+	case answers.KeyTimeZone:
+		return a.TimeZone
+	case answers.KeyHostName:
+		return a.HostName
+	case answers.KeyUpdates:
+		if a.AutomaticUpdates != nil {
+			return map[bool]string{true: "yes", false: "no"}[*a.AutomaticUpdates]
+		}
+	}
+	return ""
 }
 
 // errNotAsked is a fault of the caller's.

@@ -39,6 +39,12 @@ Nothing is written before all checks have passed, and the partition table is
 written last: an installation that was interrupted leaves a disk that does not
 start and can be installed again.
 
+On a terminal it asks what the machine's first start would ask, where the release
+asks that: language, keyboard, time zone, name, updates, an account. Each question
+can be left for the first start (Tab on the full screen, . at a line). The answers go
+to the EFI system partition, a password as a yescrypt hash, and the first start takes
+them; a wireless network is asked for there. --setup brings the answers in a file.
+
 --free-space installs into the largest free space of a disk that has other
 systems: its partitions stay as they are, and the new system gets an EFI system
 partition of its own. An installation that was interrupted leaves the disk as it
@@ -165,25 +171,13 @@ func (c command) installFrom(ctx context.Context, machine install.Linux, from st
 	if err != nil {
 		return err
 	}
-	ids, err := install.RandomIDs(rand.Reader)
-	if err != nil {
-		return err
-	}
 	facts, err := factsWith(machine)
 	if err != nil {
 		return err
 	}
-	if !o.keep && !o.free && o.yes == "" && !o.json && !o.dryRun && isTerminal(os.Stdin) {
-		if err := c.whatStays(disk, &o); err != nil {
-			return err
-		}
-	}
-	plan := install.NewPlan(source, disk, facts, ids, o.choice())
-	if plan.AsksOthers && plan.Err(true) == nil && o.yes == "" && !o.json && !o.dryRun && isTerminal(os.Stdin) {
-		if o.others, err = c.othersStart(plan.Staying()); err != nil {
-			return err
-		}
-		plan = install.NewPlan(source, disk, facts, ids, o.choice())
+	plan, err := c.planWith(ctx, source, disk, facts, &o)
+	if err != nil {
+		return err
 	}
 	if o.json {
 		if err := c.printJSON(plan); err != nil {
@@ -208,6 +202,37 @@ func (c command) installFrom(ctx context.Context, machine install.Linux, from st
 		c.nextSteps(plan)
 	}
 	return nil
+}
+
+// planWith plans, once somebody has been asked what there is a choice of, where somebody can be.
+func (c command) planWith(ctx context.Context, source *install.Source, disk install.Disk, facts install.Facts, o *installFlags) (*install.Plan, error) {
+	ids, err := install.RandomIDs(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	plan := func() *install.Plan { return install.NewPlan(source, disk, facts, ids, o.choice()) }
+	if o.yes != "" || o.json || o.dryRun || !isTerminal(os.Stdin) {
+		return plan(), nil
+	}
+	if !o.keep && !o.free {
+		if err := c.whatStays(disk, o); err != nil {
+			return nil, err
+		}
+	}
+	p := plan()
+	if p.AsksOthers && p.Err(true) == nil {
+		if o.others, err = c.othersStart(p.Staying()); err != nil {
+			return nil, err
+		}
+		p = plan()
+	}
+	if p.Err(true) != nil {
+		return p, nil
+	}
+	if err := c.setUp(ctx, source, o); err != nil {
+		return nil, err
+	}
+	return plan(), nil
 }
 
 // bootEntry has the firmware start what was installed. Where it does not take the entry, the

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 
+	"halogenos.internal/boot/answers"
+	"halogenos.internal/boot/questions"
 	"halogenos.internal/builder/install"
 	"halogenos.internal/builder/install/screen"
 )
@@ -64,6 +66,32 @@ func (b *screenBackend) Plan(d install.Disk, chosen install.Choice) (*install.Pl
 		return nil, err
 	}
 	return install.NewPlan(b.source, now, facts, ids, choice), nil
+}
+
+// Choices implements screen.Backend.
+func (b *screenBackend) Choices(chosen install.Choice) *questions.Choices {
+	choice := b.flags.choice()
+	choice.KeepRoot = choice.KeepRoot || chosen.KeepRoot
+	if !b.source.Asks(choice) {
+		return nil
+	}
+	return b.source.Choices
+}
+
+// SetUp implements screen.Backend. Answers of a file stay.
+func (b *screenBackend) SetUp(a *answers.Answers) (err error) {
+	switch {
+	case b.flags.setup != "":
+		return nil
+	case a == nil:
+		b.flags.answers = nil
+	default:
+		if b.flags.answers, err = install.SetupFile(a, rand.Reader); err != nil {
+			return err
+		}
+	}
+	b.source.ESP.Setup = b.flags.answers
+	return nil
 }
 
 // Install implements screen.Backend. Each installation reads the source again.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
@@ -174,12 +175,23 @@ func NewPlan(s *Source, d Disk, m Facts, ids IDs, c Choice) *Plan {
 	case s.ESP.Setup != nil && c.KeepRoot:
 		p.refuse("a root partition that is kept has its accounts and settings: leave the answers for a first start (--setup) out")
 	case s.ESP.Setup != nil:
-		p.note("the answers for the first start, a password's hash among them, lie on the EFI system partition until the second start, where anyone who has the disk can read them; an image that does not ask (FirstStart=none) does not take them")
+		p.note("the answers for the first start%s lie on the EFI system partition until the second start, where anyone who has the disk can read them; an image that does not ask (FirstStart=none) does not take them", withHash(s.ESP.Setup))
+	}
+	if s.unread != nil && s.ESP.Setup == nil && !c.KeepRoot {
+		p.note("the release's list of languages, keyboards and the like cannot be read (%v): the first start asks for them, and not the installer", s.unread)
 	}
 	if !s.Signed {
 		p.note("nobody has signed this release: the one who gave it to you vouches for it")
 	}
 	return p
+}
+
+// withHash says of a file of answers that it has a password's hash.
+func withHash(setup []byte) string {
+	if a, err := answers.Parse(setup); err == nil && a.Account == nil {
+		return ""
+	}
+	return ", a password's hash among them,"
 }
 
 func (p *Plan) keepRoot() {

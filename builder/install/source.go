@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/pgp"
+	"halogenos.internal/boot/questions"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/builder/files"
@@ -30,9 +31,12 @@ type Source struct {
 	Beside bool
 	// Others: its first start asks whether other systems go on starting.
 	Others bool
-	Image  io.Reader
-	finish func() error
-	close  func() error
+	// Choices are what somebody who installs it is asked about; nil where nothing is asked.
+	Choices *questions.Choices
+	unread  error // why they are nil although the UKI has some
+	Image   io.Reader
+	finish  func() error
+	close   func() error
 }
 
 // Finish checks, after the last byte of the image, all that could not be
@@ -228,6 +232,7 @@ func (s *Source) take(f release.File, content []byte) error {
 	}
 	able := contract.AbilitiesFromInitrd(initrd)
 	s.ESP.UKI, s.ESP.Size, s.Beside, s.Others = content, able.ESP(), able.Beside, able.Others
+	s.takeChoices(contract.ChoicesFromInitrd(initrd, questions.MaxSize))
 	return s.ESP.Release.Matches(s.Contract)
 }
 

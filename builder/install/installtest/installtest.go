@@ -34,6 +34,12 @@ const (
 // way with.
 func Build(t testing.TB, change func(*contract.Contract)) string {
 	t.Helper()
+	return BuildAsking(t, change, nil)
+}
+
+// BuildAsking is Build of a release whose UKI has choices for the one who installs it.
+func BuildAsking(t testing.TB, change func(*contract.Contract), choices []byte) string {
+	t.Helper()
 	image := make([]byte, ImageSize)
 	if _, err := rand.Read(image); err != nil {
 		t.Fatal(err)
@@ -52,7 +58,7 @@ func Build(t testing.TB, change func(*contract.Contract)) string {
 	if change != nil {
 		change(c)
 	}
-	text, err := contract.Archive(c)
+	text, err := initrd(c, choices)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +106,15 @@ func Build(t testing.TB, change func(*contract.Contract)) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// initrd is the beginning of an initramfs.
+func initrd(c *contract.Contract, choices []byte) ([]byte, error) {
+	text, err := contract.Archive(c)
+	if err != nil || choices == nil {
+		return text, err
+	}
+	return contract.WithChoices(text, choices)
 }
 
 // A Signer is a distributor's key, in a home of gpg's own.

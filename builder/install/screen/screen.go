@@ -18,6 +18,8 @@ import (
 	"github.com/gdamore/tcell/v2"
 	"github.com/rivo/tview"
 
+	"halogenos.internal/boot/answers"
+	"halogenos.internal/boot/questions"
 	"halogenos.internal/builder/install"
 )
 
@@ -29,6 +31,10 @@ type Backend interface {
 	// Plan looks at one disk, before anything is written. What of it stays, the choice
 	// says, beside what was chosen before.
 	Plan(d install.Disk, c install.Choice) (*install.Plan, error)
+	// Choices are what the one who installs is asked about the new system; nil for nothing.
+	Choices(c install.Choice) *questions.Choices
+	// SetUp takes the answers, and nil for none. It erases a password among them.
+	SetUp(a *answers.Answers) error
 	// Install writes. It returns when all of it was read back.
 	Install(ctx context.Context, p *install.Plan, progress install.Progress) error
 	// Next says what the person does next.
@@ -88,6 +94,9 @@ func (u *ui) show(name string, page tview.Primitive, focus tview.Primitive) {
 
 // chooseDisk lists the disks, and starts on one that can be taken.
 func (u *ui) chooseDisk() error {
+	if err := u.backend.SetUp(nil); err != nil { // what was answered for another disk
+		return err
+	}
 	disks, err := u.backend.Disks()
 	if err != nil {
 		return err
@@ -210,15 +219,19 @@ func (u *ui) choose(d install.Disk) {
 // others asks whether other systems go on starting, where there are some that would not.
 func (u *ui) others(d install.Disk, choice install.Choice) {
 	p, err := u.backend.Plan(d, choice)
-	if err != nil || p.Err(true) != nil || !p.AsksOthers {
+	switch {
+	case err != nil || p.Err(true) != nil:
 		u.check(d, choice)
+		return
+	case !p.AsksOthers:
+		u.setUp(d, choice)
 		return
 	}
 	yes := choice
 	yes.LetOthersStart = true
 	choices := []install.Choice{choice, yes}
 	lines := []line{{"No", "with Secure Boot on, this system alone starts"}, {"Yes", "Windows starts, and what else Microsoft has signed"}}
-	list := u.list(lines, 0, func(i int) { u.check(d, choices[i]) }, u.back, func(int) {})
+	list := u.list(lines, 0, func(i int) { u.setUp(d, choices[i]) }, u.back, func(int) {})
 	about := text("%s\n\nThe first start asks for it once more.", install.OthersCost)
 	page := tview.NewFlex().SetDirection(tview.FlexRow).AddItem(list, 2*len(lines)+1, 0, true).AddItem(about, 0, 1, false)
 	u.show("others", u.frame("Let other systems go on starting with Secure Boot on?", "Up, Down: choose   Enter: look at it   Esc: back to the disks", page), list)

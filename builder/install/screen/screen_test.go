@@ -12,6 +12,8 @@ import (
 	"github.com/gdamore/tcell/v2/terminfo"
 	_ "github.com/gdamore/tcell/v2/terminfo/extended" // vt220
 
+	"halogenos.internal/boot/answers"
+	"halogenos.internal/boot/questions"
 	"halogenos.internal/builder/install"
 )
 
@@ -24,6 +26,8 @@ type fake struct {
 	fails    error
 	// asksOthers: there are systems that would not go on starting.
 	asksOthers bool
+	choices    *questions.Choices // of who installs it
+	answers    *answers.Answers   // that were taken last
 	installed  chan string
 	begun      chan bool // an installation that has no end, or nil
 }
@@ -68,6 +72,20 @@ func (f *fake) Install(ctx context.Context, p *install.Plan, progress install.Pr
 	}
 	f.installed <- installed
 	return f.fails
+}
+
+func (f *fake) Choices(c install.Choice) *questions.Choices {
+	if c.KeepRoot {
+		return nil
+	}
+	return f.choices
+}
+
+func (f *fake) SetUp(a *answers.Answers) error {
+	f.plugging.Lock()
+	defer f.plugging.Unlock()
+	f.answers = a
+	return nil
 }
 
 func (f *fake) Next(*install.Plan) []string { return []string{"restart the machine"} }
