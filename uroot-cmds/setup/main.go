@@ -268,7 +268,8 @@ func (r *run) ask(ctx context.Context, given *answers.Answers) error {
 			}
 			return nil
 		}
-		if a.Account == nil || !errors.As(err, &failed) || failed.Program != "chpasswd" {
+		// A hash of a file cannot be typed again.
+		if a.Account == nil || a.Account.PasswordHash != "" || !errors.As(err, &failed) || failed.Program != "chpasswd" {
 			return err
 		}
 		r.terminal.Say(fmt.Sprintf("the password was not taken: %s\n", failed.Said))

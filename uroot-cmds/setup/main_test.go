@@ -218,6 +218,13 @@ func TestInstallerLeft(t *testing.T) {
 		t.Errorf("a network: %d, %q, %q, ran %q\n%s", code, out, errs, b.ran, &b.said)
 	}
 	b = newBox(t)
+	b.refuses = "$y$" // nobody could type it again: all is asked for
+	b.write(steps.HandedFile, strings.Replace(handed, `"host_name":"box",`, "", 1))
+	b.lines = []string{"", "box", "", "-", "yes"}
+	if code, out, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.OK || len(b.lines) > 0 || b.has(steps.FirstFile) || !strings.Contains(out, "the answers of the installation were not taken: chpasswd: ") {
+		t.Errorf("a hash that is refused: %d, %q, %q, left %q\n%s", code, out, errs, b.lines, &b.said)
+	}
+	b = newBox(t)
 	b.write(steps.HandedFile, strings.Replace(handed, `"wireless"`, `"language","automatic_updates"`, 1))
 	if code, out, errs := commandtest.Run(b.cmd(), "--first-start"); code != command.OK || b.said.Len() > 0 || b.has(steps.FirstFile) || !strings.Contains(out, "the account alice is made") {
 		t.Errorf("nothing that this image has a choice of: %d, %q, %q\n%s", code, out, errs, &b.said)
