@@ -10,7 +10,7 @@ import (
 // Version is that of the format of [Choices].
 const Version = 1
 
-// MaxSize bounds the file in bytes. Debian's, with all of its locales, has 80 KiB.
+// MaxSize bounds the file in bytes. Debian's, with all of its locales, has 55 KB.
 const MaxSize = 1 << 20
 
 // Encode writes the file.

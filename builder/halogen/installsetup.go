@@ -46,14 +46,17 @@ func (l *lines) Secret(prompt string) ([]byte, error) {
 // typedHere is said before the questions, since the installer does not change what its own
 // keyboard types.
 const typedHere = `
-A password is typed on the keyboard as this system has it, whatever keyboard is chosen for the
-new one: take letters that are the same on both, or leave the account for the first start.
+A password is typed on the keyboard as this system has it, whatever keyboard
+is chosen for the new one: take letters that are the same on both, or leave
+the account for the first start.
 `
 
 // askSetup asks what the first start would, and returns the file with the answers; nil leaves
 // all of it for the first start.
 func askSetup(t questions.Terminal, c *questions.Choices, random io.Reader) ([]byte, error) {
-	t.Say(typedHere)
+	if c.Accounts {
+		t.Say(typedHere)
+	}
 	p := &questions.Person{Terminal: t, Choices: c, Leaves: true}
 	a, err := p.Ask(nil)
 	if errors.Is(err, questions.ErrLater) {
