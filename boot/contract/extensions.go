@@ -2,19 +2,17 @@ package contract
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/strictjson"
 	"halogenos.internal/boot/verity"
 )
 
-// ExtensionsPath is where a UKI says which extensions its release has. It is the only
-// file of the third, uncompressed archive of the initramfs, which is there only if the
-// release has any. The contract itself has no room for it: an initagent that does not
-// know a field refuses the whole contract.
+// ExtensionsPath is where a UKI says which extensions its release has, in an archive of
+// its own behind the abilities', which is there only if the release has any. The contract
+// itself has no room for it: an initagent that does not know a field refuses the whole
+// contract.
 const ExtensionsPath = "halogen/extensions.json"
 
 // ExtensionsFormat is the number of this format; another is refused.
@@ -100,7 +98,7 @@ func validExtensions(list []Extension) error {
 	return nil
 }
 
-// ExtensionsArchive is the archive that follows those of [Archive] in a release with
+// ExtensionsArchive is an archive that follows those of [Archive] in a release with
 // extensions. Of an empty list it is empty.
 func ExtensionsArchive(list []Extension) ([]byte, error) {
 	if len(list) == 0 {
@@ -122,24 +120,9 @@ func ExtensionsArchive(list []Extension) ([]byte, error) {
 // ExtensionsFromInitrd reads the list from a UKI's .initrd section. A release without
 // extensions has none, which is no error; a list that does not parse is one.
 func ExtensionsFromInitrd(initrd []byte) ([]Extension, error) {
-	rest := initrd
-	for range 2 { // the contract's and the abilities' archive
-		end, err := endOfFirst(rest)
-		if err != nil {
-			return nil, nil // a release of before abilities, or without a third archive
-		}
-		rest = rest[end:]
-	}
-	rec, err := firstFile(rest)
-	if err != nil || rec.Name != ExtensionsPath {
-		return nil, nil // what follows is compressed, or another file
-	}
-	if rec.FileSize > maxExtensions {
-		return nil, fmt.Errorf("list of extensions has %d bytes, more than %d", rec.FileSize, maxExtensions)
-	}
-	text := make([]byte, rec.FileSize)
-	if _, err := rec.ReadAt(text, 0); err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("read %s from the initramfs: %w", ExtensionsPath, err)
+	text, err := factFromInitrd(initrd, ExtensionsPath, maxExtensions)
+	if text == nil || err != nil {
+		return nil, err
 	}
 	return ParseExtensions(text)
 }

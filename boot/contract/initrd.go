@@ -31,6 +31,38 @@ func FromInitrd(initrd []byte) (*Contract, error) {
 	return Parse(text)
 }
 
+// maxArchives bounds how many uncompressed archives an initramfs is looked through.
+const maxArchives = 8
+
+// factFromInitrd returns a file of a UKI's .initrd section that is the only one of its archive,
+// at most limit bytes; nil where the archives of one file that it begins with have none of that
+// name. Nothing is decompressed.
+func factFromInitrd(initrd []byte, name string, limit int64) ([]byte, error) {
+	for range maxArchives {
+		rec, err := firstFile(initrd)
+		if err != nil {
+			return nil, nil // what follows is compressed
+		}
+		end, err := endOfFirst(initrd)
+		if err != nil {
+			return nil, nil // an archive of more than one file: the initramfs proper
+		}
+		if rec.Name != name {
+			initrd = initrd[end:]
+			continue
+		}
+		if int64(rec.FileSize) > limit {
+			return nil, fmt.Errorf("%s has %d bytes, more than %d", name, rec.FileSize, limit)
+		}
+		text := make([]byte, rec.FileSize)
+		if _, err := rec.ReadAt(text, 0); err != nil && !errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("read %s from the initramfs: %w", name, err)
+		}
+		return text, nil
+	}
+	return nil, nil
+}
+
 // firstFile returns the first record that is not a directory's.
 func firstFile(initrd []byte) (cpio.Record, error) {
 	records := cpio.Newc.Reader(bytes.NewReader(initrd))

@@ -4,17 +4,14 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 
 	"halogenos.internal/boot/strictjson"
 )
 
 // ModuleKeyPath is where a UKI says whose kernel modules its release has, where that is not
-// built into the kernel but is for each machine's db (ModuleTrust=db). It is the only file of
-// the last of the uncompressed archives of the initramfs. The contract itself has no room for
-// it, as [ExtensionsPath] says.
+// built into the kernel but is for each machine's db (ModuleTrust=db): in an archive of its
+// own, as [ExtensionsPath], since the contract has no room for it.
 const ModuleKeyPath = "halogen/module-key.json"
 
 // ModuleKeyFormat is the number of this format; another is refused.
@@ -88,32 +85,12 @@ func ParseModuleKey(text []byte) ([]byte, error) {
 	return file.Certificate, nil
 }
 
-// maxArchives bounds how many uncompressed archives an initramfs is looked through.
-const maxArchives = 8
-
 // ModuleKeyFromInitrd reads the certificate, in DER, from a UKI's .initrd section. A release
 // that wants none in db has none, which is no error; a file that does not parse is one.
 func ModuleKeyFromInitrd(initrd []byte) ([]byte, error) {
-	for range maxArchives {
-		rec, err := firstFile(initrd)
-		if err != nil {
-			return nil, nil // what follows is compressed
-		}
-		if rec.Name == ModuleKeyPath {
-			if rec.FileSize > MaxModuleKey {
-				return nil, fmt.Errorf("%s has %d bytes, more than %d", ModuleKeyPath, rec.FileSize, MaxModuleKey)
-			}
-			text := make([]byte, rec.FileSize)
-			if _, err := rec.ReadAt(text, 0); err != nil && !errors.Is(err, io.EOF) {
-				return nil, fmt.Errorf("read %s from the initramfs: %w", ModuleKeyPath, err)
-			}
-			return ParseModuleKey(text)
-		}
-		end, err := endOfFirst(initrd)
-		if err != nil {
-			return nil, nil // an archive of more than one file: the initramfs proper
-		}
-		initrd = initrd[end:]
+	text, err := factFromInitrd(initrd, ModuleKeyPath, MaxModuleKey)
+	if text == nil || err != nil {
+		return nil, err
 	}
-	return nil, nil
+	return ParseModuleKey(text)
 }

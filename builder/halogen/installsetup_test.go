@@ -52,7 +52,7 @@ func desktop(t *testing.T) (root string, choices []byte) {
 			t.Fatal(err)
 		}
 	}
-	c := &config.Config{FirstStart: config.AskAtFirstStart, Server: "https://example.org", Channel: manifest.Stable, SignedManifest: "yes"}
+	c := &config.Config{Machine: config.Machine{FirstStart: config.AskAtFirstStart}, Update: config.Update{Server: "https://example.org", Channel: manifest.Stable, SignedManifest: "yes"}}
 	if _, err := osfiles.Add(tree, c, time.Unix(1_700_000_000, 0)); err != nil {
 		t.Fatal(err)
 	}

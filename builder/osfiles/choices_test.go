@@ -135,7 +135,7 @@ func TestChoices(t *testing.T) {
 			f["etc/hostname"] = "\x1b[2J\n"
 		}, with(func(c *questions.Choices) { c.Keyboards, c.Keyboard, c.HostName = nil, "", "" })},
 	} {
-		files, conf := image(), &config.Config{FirstStart: config.AskAtFirstStart, Server: "https://example.org"}
+		files, conf := image(), &config.Config{Machine: config.Machine{FirstStart: config.AskAtFirstStart}, Update: config.Update{Server: "https://example.org"}}
 		files[localeDirectory+"/locale-archive"] = string(archive)
 		c.but(files, conf)
 		tree, _ := tree(t)
