@@ -515,7 +515,7 @@ more-boot-tests: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## systems with other 
 boot-test: $(OUT)/tools13.stamp $(if $(findstring Memory,$(RUN)),$(OUT)/forgetful/bb) ## boot the images in QEMU (RUN=REGEX: these tests alone, whichever target has them)
 	@$(MAKE) --no-print-directory -j2 test-images $(if $(RUN),more-test-images) $(if $(findstring Layouts,$(RUN)),$(LAYOUTS)) $(if $(findstring Btrfs,$(RUN)),$(BTRFS)) $(if $(findstring Desktop,$(RUN)),$(DESKTOPS)) $(if $(findstring Earlier,$(RUN)),$(OUT)/images/earlier-1/disk.img)
 	@echo "boot tests, and how long each takes beside another:"
-	@$(BOOT_TEST) $(if $(RUN),-run '$(RUN)',-skip '$(MORE)') | tee $(OUT)/boot.log | grep --line-buffered -E '^( *--- |ok|FAIL)|of processor time$$' || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
+	@$(BOOT_TEST) $(if $(RUN),-run '$(RUN)',-skip '$(MORE)') $(if $(UPDATE),-update) | tee $(OUT)/boot.log | grep --line-buffered -E '^( *--- |ok|FAIL)|of processor time$$' || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
 	@! grep -q 'no tests to run' $(OUT)/boot.log || { echo 'no boot test matches RUN=$(RUN)'; exit 1; }
 
 # The README's pictures, and what draws them.
@@ -523,9 +523,9 @@ SCREENSHOTS := qemu-tests/screenshots
 DRAWN := initagent/console initagent/recoverykey initagent/recovery initagent/setup builder/install/screen builder/halogen/installscreen.go
 
 .PHONY: screenshots
-screenshots: ## take the README's pictures again, off the screens of machines
-	@$(MAKE) --no-print-directory boot-test RUN='^TestScreens$$$$'
-	@install -m 644 $(OUT)/qemu/screens/*.png $(SCREENSHOTS)/
+screenshots: ## take the README's pictures and the golden screens again, off the screens of machines
+	@$(MAKE) --no-print-directory boot-test RUN='^TestScreens$$$$' UPDATE=yes
+	@install -m 644 $(patsubst %,$(OUT)/qemu/screens/%.png,installer recovery-key console) $(SCREENSHOTS)/
 
 .PHONY: desktop-screenshot
 desktop-screenshot: ## take the README's picture of the desktop again (an hour)

@@ -1,6 +1,8 @@
 package qemutests
 
 import (
+	"flag"
+	"fmt"
 	"image"
 	"image/color"
 	"image/png"
@@ -9,55 +11,135 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/vm"
+	"halogenos.internal/qemu-tests/screentext"
 )
 
+var update = flag.Bool("update", false, "have the screens that the machines show be the golden ones of testdata/screens")
+
+// A seat is a screen and the language of who sits in front of it. Golden files and pictures of all but
+// the first are in a directory of their own.
+type seat struct {
+	directory     string
+	width, height int // in pixels, which the firmware takes from what the display says of itself
+	language      words.Language
+}
+
 // TestScreens looks at what a person sees on a VGA screen with Linux's console, which
-// has eight colors: it can be read, and the page has the whole screen. The pictures stay
-// in screens/ under HALOGEN_OUT, those of the README among them.
+// has eight colors: it can be read, the page has the whole screen, and says what the golden file
+// does. The pictures stay in screens/ under HALOGEN_OUT, those of the README among them.
 // FAULTS 112
 func TestScreens(t *testing.T) {
 	t.Parallel()
-	t.Run("installer", func(t *testing.T) {
-		t.Parallel()
-		plugged := vm.Disk{Path: filepath.Join(t.TempDir(), "stick.img"), Bus: vm.USB, BootIndex: 1}
-		must(t, vm.CopySparse(plugged.Path, stick(t, "testos-1")))
-		g := Machine(t, Options{Image: "testos-1", Prepare: emptyDisk, VM: vm.Options{Memory: installerMemoryMiB, Display: true, Disks: []vm.Disk{plugged}}})
-		g.sees("which disk?")
-		g.sees("vda")
-		page := g.screen("installer.png")
-		// The chosen disk and the two bars stand out by their background.
-		if bars := page.bars(); len(bars) != 3 || bars[0].Min.Y != 0 || bars[2].Max.Y < page.Bounds().Dy()-glyphHeight {
-			t.Errorf("bars at %v of %v; want the title, the chosen disk, and the keys at the bottom", bars, page.Bounds())
+	for _, s := range []seat{{"", 1280, 800, words.English}, {"800x600-de", 800, 600, "de"}} {
+		t.Run(fmt.Sprintf("%dx%d %s", s.width, s.height, s.language.Code()), func(t *testing.T) {
+			t.Parallel()
+			t.Run("installer", func(t *testing.T) { t.Parallel(); s.installer(t) })
+			t.Run("recovery key and console", func(t *testing.T) { t.Parallel(); s.keyAndConsole(t) })
+		})
+	}
+}
+
+// options are those of a machine with the seat's screen.
+func (s seat) options(prepare func(vm.State) error, o vm.Options) Options {
+	o.Display = true
+	o.Extra = append(o.Extra, "-global", fmt.Sprintf("VGA.xres=%d", s.width), "-global", fmt.Sprintf("VGA.yres=%d", s.height))
+	return Options{Image: "testos-1", VM: o, Prepare: func(state vm.State) error {
+		if prepare != nil {
+			if err := prepare(state); err != nil {
+				return err
+			}
 		}
-		g.PowerCut()
-	})
-	t.Run("recovery key and console", func(t *testing.T) {
-		t.Parallel()
-		g := Machine(t, Options{Image: "testos-1", VM: vm.Options{Display: true}})
-		g.Expect(`Press Enter when you have written it down`)
-		g.screen("recovery-key.png")
-		g.pressLine("")
-		g.Expect(`Type group \d and group \d of it`)
-		g.pressLine("") // later: the key is on the screen alone
-		g.Boot()
-		g.Do(nil, "reboot")
-		g.Expect(`halogen: press r for the recovery console`)
-		g.Expect(`halogen: drivers \(`)
-		ctx, cancel := g.wait()
-		defer cancel()
-		must(t, g.SendKeys(ctx, "r"))
-		// The drivers of all devices load here, and say so in the kernel's log alone.
-		between := g.Expect(`RECOVERY: the recovery console was asked for((?s:.*?))halogen: the boot has stopped, and nothing was lost`)[1]
-		if regexp.MustCompile(`(?m)^\[ *\d+\.\d+\]`).MatchString(between) {
-			t.Errorf("the kernel writes over the recovery console:%s", between)
-		}
-		g.expectDevices()
-		g.screen("console.png")
-	})
+		return s.choose(state)
+	}}
+}
+
+// choose has the firmware know the seat's language, as after an installation.
+func (s seat) choose(state vm.State) error {
+	f, err := readFirmwareVars(state.Vars())
+	if err == nil && s.language != words.English {
+		err = f.add(secureboot.Variable{Name: words.Variable, GUID: nextboot.Vendor}, nextboot.Attributes, s.language.Remember())
+	}
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(state.Vars(), f.raw, 0o600)
+}
+
+// begins is how a text begins in the seat's language, as a pattern.
+func (s seat) begins(text string) string {
+	said, _, _ := strings.Cut(s.language.Text(text), "%")
+	said, _, _ = strings.Cut(strings.TrimSpace(said), "\n")
+	return regexp.QuoteMeta(said)
+}
+
+func (s seat) installer(t *testing.T) {
+	plugged := vm.Disk{Path: filepath.Join(t.TempDir(), "stick.img"), Bus: vm.USB, BootIndex: 1}
+	must(t, vm.CopySparse(plugged.Path, stick(t, "testos-1")))
+	g := Machine(t, s.options(emptyDisk, vm.Options{Memory: installerMemoryMiB, Disks: []vm.Disk{plugged}}))
+	g.sees("vda")
+	g.sees("Esc")
+	page := g.compare(s, "installer", "")
+	// The chosen disk and the two bars stand out by their background.
+	if bars := page.bars(); len(bars) != 3 || bars[0].Min.Y != 0 || bars[2].Max.Y < page.Bounds().Dy()-2*glyphHeight {
+		t.Errorf("bars at %v of %v; want the title, the chosen disk, and the keys at the bottom", bars, page.Bounds())
+	}
+	g.PowerCut()
+}
+
+func (s seat) keyAndConsole(t *testing.T) {
+	g := Machine(t, s.options(nil, vm.Options{}))
+	g.Expect(s.begins(words.KeyWritten))
+	g.compare(s, "recovery-key", "")
+	g.pressLine("")
+	g.Expect(s.begins(words.KeyGroups))
+	g.compare(s, "recovery-key-groups", "")
+	g.pressLine("") // later: the key is on the screen alone
+	g.Boot()
+	g.Do(nil, "reboot")
+	g.Expect(`halogen: press r for the recovery console`)
+	g.Expect(`halogen: drivers \(`)
+	ctx, cancel := g.wait()
+	defer cancel()
+	must(t, g.SendKeys(ctx, "r"))
+	// The drivers of all devices load here, and say so in the kernel's log alone.
+	between := g.Expect(`RECOVERY: the recovery console was asked for((?s:.*?))halogen: the boot has stopped, and nothing was lost`)[1]
+	if regexp.MustCompile(`(?m)^\[ *\d+\.\d+\]`).MatchString(between) {
+		t.Errorf("the kernel writes over the recovery console:%s", between)
+	}
+	g.expectDevices()
+	g.compare(s, "console", "RECOVERY: ")
+}
+
+// compare keeps a picture of the screen, and compares what it says, from the last line on that has a mark in
+// it, with a golden file; with -update it writes that.
+func (g *Guest) compare(s seat, name, mark string) picture {
+	g.t.Helper()
+	page := g.screen(filepath.Join(s.directory, name+".png"))
+	if size := page.Bounds().Size(); size != image.Pt(s.width, s.height) {
+		g.t.Errorf("%s: a screen of %v, want %d by %d", name, size, s.width, s.height)
+	}
+	text, err := screentext.Read(page)
+	must(g.t, err)
+	got, golden := screentext.From(screentext.Mask(text), mark), filepath.Join("testdata", "screens", s.directory, name+".txt")
+	if *update {
+		must(g.t, os.MkdirAll(filepath.Dir(golden), 0o755))
+		must(g.t, os.WriteFile(golden, []byte(got), 0o644))
+		return page
+	}
+	want, err := os.ReadFile(golden)
+	must(g.t, err)
+	if got != string(want) {
+		g.t.Errorf("%s shows:\n%s\nand the golden file has (go test -update writes it):\n%s", name, got, want)
+	}
+	return page
 }
 
 // glyphHeight is that of a line on Linux's console on a screen of 1280 by 800 pixels.
@@ -72,7 +154,7 @@ func (g *Guest) screen(name string) picture {
 	g.t.Helper()
 	time.Sleep(2 * time.Second) // the last characters are still drawn
 	dir := filepath.Join(OutDir(g.t), "screens")
-	must(g.t, os.MkdirAll(dir, 0o755))
+	must(g.t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
 	ctx, cancel := g.wait()
 	defer cancel()
 	must(g.t, g.Screendump(ctx, filepath.Join(dir, name)))
