@@ -102,7 +102,10 @@ func (c *Console) Print(text string) {
 	}
 }
 
+// show shows text on a terminal, broken between words where that says how wide it is.
 func show(t *hw.Terminal, text string) {
+	columns, _ := size(t)
+	text = Wrap(text, columns)
 	_, _ = io.WriteString(t, strings.ReplaceAll(text, "\n", "\r\n")) // the others have it
 }
 

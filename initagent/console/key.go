@@ -228,9 +228,16 @@ func (e *keyEditor) draw() string {
 	}
 	var line strings.Builder
 	column := len(margin)
-	for i, letters := range r.Groups() {
-		if i == maxGroups {
-			break
+	groups := r.Groups()
+	groups = groups[:min(len(groups), maxGroups)]
+	first := e.first(groups)
+	if first > 0 {
+		line.WriteString(cut)
+		column += len(cut)
+	}
+	for i, letters := range groups {
+		if i < first {
+			continue
 		}
 		if i > 0 && !e.narrow() {
 			line.WriteByte('-')
@@ -250,6 +257,29 @@ func (e *keyEditor) draw() string {
 	}
 	below, rows := e.below()
 	return fmt.Sprintf("\r%s%s\033[K\r\n%s%s\033[K%s\033[%dA\r\033[%dC", margin, line.String(), margin, e.remark(&r), below, rows+1, column)
+}
+
+// first is the first group that is drawn: on a screen that has no room for all of them in a line the
+// last ones are.
+func (e *keyEditor) first(groups [][]byte) (first int) {
+	if e.columns == 0 {
+		return 0
+	}
+	for wide := e.wide(groups); first < len(groups)-1 && wide > e.columns-len(margin); wide = len(cut) + e.wide(groups[first:]) {
+		first++
+	}
+	return first
+}
+
+// wide is how many columns groups take.
+func (e *keyEditor) wide(groups [][]byte) (columns int) {
+	for _, letters := range groups {
+		columns += len(letters)
+		if !e.narrow() {
+			columns++ // the dash
+		}
+	}
+	return columns
 }
 
 // narrow reports whether a screen with room for the pad has none for the dashes between groups: a line
@@ -276,6 +306,7 @@ func (e *keyEditor) below() (drawn string, rows int) {
 
 const (
 	margin    = "  "
+	cut       = "<" // stands for groups that are further left
 	maxGroups = 8
 	// usualColumns is what a terminal has that does not say so.
 	usualColumns = 80

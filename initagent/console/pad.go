@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/pad"
 	"halogenos.internal/initagent/hw"
@@ -16,22 +14,20 @@ import (
 
 // A board is the pad at one terminal.
 type board struct {
-	pad            pad.Pad
-	lines, columns int // of a screen that has room for the pad; 0 elsewhere
-	unasked        int // how many lines the screen has to have for the pad to be shown unasked
+	pad     pad.Pad
+	columns int // of a terminal that says so; 0 elsewhere
+	lines   int // of a screen that has room for the pad; 0 elsewhere
+	unasked int // how many lines the screen has to have for the pad to be shown unasked
 }
 
 // newBoard is the pad of a terminal for a recovery key. At the other end of a line there is a
 // keyboard, and so no pad.
 func newBoard(t *hw.Terminal) board {
-	if !hw.IsScreen(t.Path) {
-		return board{}
+	columns, lines := size(t)
+	if !hw.IsScreen(t.Path) || columns < len(margin)+pad.Width {
+		return board{columns: columns}
 	}
-	size, err := unix.IoctlGetWinsize(t.Fd(), unix.TIOCGWINSZ)
-	if err != nil || int(size.Col) < len(margin)+pad.Width {
-		return board{}
-	}
-	return board{lines: int(size.Row), columns: int(size.Col)}
+	return board{lines: lines, columns: columns}
 }
 
 // buttons opens the machine's buttons for the pad of its first screen, and shows the pad where there are

@@ -345,6 +345,9 @@ type Listener interface {
 type Console interface {
 	// Language is what the person there reads.
 	Language() words.Language
+	// Room is how many columns and lines there are for a page, on the smallest terminal that secrets
+	// are shown on; 0 columns where that does not matter.
+	Room() (columns, lines int)
 	Print(text string)
 	// PrintSecret shows text that opens something: where there is a screen, on it
 	// alone and not on serial lines, which say elsewhere instead.

@@ -40,6 +40,9 @@ func (p person) Print(text string) {
 // PrintSecret implements hw.Console.
 func (p person) PrintSecret(text, _ string) { p.Print(text) }
 
+// Room implements hw.Console.
+func (p person) Room() (columns, lines int) { return 0, 0 }
+
 // Positions implements hw.Console.
 func (p person) Positions() (restore func()) {
 	was := p.m.Keymap

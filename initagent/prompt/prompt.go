@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/boot/phrase"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/words"
+	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/tpm"
@@ -50,12 +51,15 @@ func Open(h *host.Host) (hw.Console, error) {
 		return nil, err
 	}
 	a, l := &asking{Console: c}, h.Language
+	a.columns, a.lines = c.Room()
 	if named(h) {
 		c.Print(l.Say(words.Keymap, h.Keymap))
 	}
 	switch err := unseal(h); {
 	case err == nil:
-		a.PrintSecret(l.Say(words.PhraseIs, phrase.Of(h.Phrase)), l.Text(words.PhraseOnScreen))
+		header := l.Say(words.PhraseIs, phrase.Of(h.Phrase))
+		a.PrintSecret(header, l.Text(words.PhraseOnScreen))
+		a.header, a.below = header, 0
 	case never(h):
 		c.Print(l.Text(words.PhraseNoTPM))
 	case errors.Is(err, errUnable):
@@ -63,7 +67,9 @@ func Open(h *host.Host) (hw.Console, error) {
 	case errors.Is(err, errNone):
 		c.Print(l.Text(words.PhraseNone))
 	default:
-		c.Print(l.Say(words.PhraseNotShown, l.Text(why(h, err))))
+		header := l.Say(words.PhraseNotShown, l.Text(why(h, err)))
+		c.Print(header)
+		a.header = header
 	}
 	return a, nil
 }
@@ -84,30 +90,78 @@ type asking struct {
 	hw.Console
 	shown bool
 	since strings.Builder // what was printed after the last answer
+
+	header         string // what was shown of the phrase; "" once another page has taken its place
+	below          int    // how many rows there are below it
+	columns, lines int    // of the smallest screen; 0 columns where that does not matter
 }
 
 // PrintSecret implements hw.Console.
 func (a *asking) PrintSecret(text, elsewhere string) {
 	a.shown = true
+	a.note(text)
 	a.Console.PrintSecret(text, elsewhere)
 }
 
 // Print implements hw.Console.
 func (a *asking) Print(text string) {
 	_, _ = a.since.WriteString(text)
+	a.note(text)
 	a.Console.Print(text)
 }
+
+// note counts what is shown below the phrase.
+func (a *asking) note(text string) {
+	if strings.Contains(text, page) {
+		a.header = ""
+	}
+	a.below += console.Rows(text, a.columns)
+}
+
+// again shows the phrase once more, where it would not stand on the screen any more above an answer of
+// some rows: a long warning, or several tries, have pushed it off. A question that leaves no room for
+// it is shown first, but for its last line. It returns what is still to be asked.
+func (a *asking) again(question string, answer int) string {
+	left := question
+	if a.header != "" && a.columns > 0 {
+		header, rows := console.Rows(a.header, a.columns), console.Rows(question, a.columns)+answer
+		if header+a.below+rows > a.lines {
+			if at := strings.LastIndex(strings.TrimRight(question, "\n"), "\n") + 1; header+rows > a.lines {
+				a.Console.Print(question[:at])
+				left = question[at:]
+			}
+			a.showHeader()
+		}
+	}
+	a.below += console.Rows(left, a.columns) + answer
+	return left
+}
+
+func (a *asking) showHeader() {
+	a.below = 0
+	if a.shown {
+		a.Console.PrintSecret(a.header, "")
+		return
+	}
+	a.Console.Print(a.header)
+}
+
+// The rows that an answer takes: a line, or that of a recovery key and what is said of it.
+const (
+	lineRows = 1
+	keyRows  = 3
+)
 
 // Ask implements hw.Console.
 func (a *asking) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte, error) {
 	a.since.Reset()
-	return a.Console.Ask(prompt, hidden, timeout)
+	return a.Console.Ask(a.again(prompt, lineRows), hidden, timeout)
 }
 
 // AskKey implements hw.Console.
 func (a *asking) AskKey(prompt string, checks bool, timeout time.Duration) ([]byte, error) {
 	a.since.Reset()
-	return a.Console.AskKey(prompt, checks, timeout)
+	return a.Console.AskKey(a.again(prompt, keyRows), checks, timeout)
 }
 
 // Close takes what was shown off the screen, but for what was said after the last answer.

@@ -56,6 +56,7 @@ func (*typist) Language() words.Language { return words.English }
 
 // Positions implements hw.Console.
 func (t *typist) Positions() (restore func()) { return func() {} }
+func (*typist) Room() (columns, lines int)    { return 0, 0 }
 
 // AskKey implements hw.Console.
 func (t *typist) AskKey(prompt string, _ bool, timeout time.Duration) ([]byte, error) {

@@ -28,6 +28,8 @@ type owner struct {
 
 func (o *owner) Language() words.Language { return o.language }
 
+func (*owner) Room() (columns, lines int) { return 0, 0 }
+
 func (o *owner) Positions() (restore func()) {
 	o.us = true
 	return func() { o.us = false }
