@@ -43,7 +43,7 @@ PACKAGES += $(if $(shell PATH=$$PATH:/usr/sbin; command -v dockerd >/dev/null &&
 # The recovery console's commands: those of u-root that go.mod pins, and ours. The
 # running system has programs of its own: ota, and halogenctl with what it runs.
 ELSEWHERE := halogenctl changes pin phrase module-trust otad boot-report boot-once setup
-CONTROL := halogenctl slots verify repair eventlog firmware reseal reset recovery-key pin phrase module-trust changes boot-report boot-once setup
+CONTROL := halogenctl slots verify repair eventlog firmware reseal reset recovery-key pin phrase language module-trust changes boot-report boot-once setup
 UROOT   := $(shell sed -n 's|^\t\(github.com/u-root/u-root/cmds/.*\)|\1|p' go.mod)
 OURS    := $(patsubst %/main.go,./%,$(filter-out $(ELSEWHERE:%=uroot-cmds/%/main.go),$(wildcard uroot-cmds/*/main.go)))
 SOURCES := $(shell find boot initagent uroot-cmds builder -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum

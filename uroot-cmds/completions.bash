@@ -32,6 +32,11 @@ _halogen() {
 		mapfile -t COMPREPLY < <(compgen -W "ask no --help" -- "$current")
 		return
 		;;
+	"halogenctl language language")
+		# It says "de (the image's); there are de, en".
+		mapfile -t COMPREPLY < <(compgen -W "$("$command" language 2>/dev/null | sed -n 's/.*there are //; s/,//gp') --help" -- "$current")
+		return
+		;;
 	"halogenctl pin pin")
 		mapfile -t COMPREPLY < <(compgen -W "set change remove --help" -- "$current")
 		return

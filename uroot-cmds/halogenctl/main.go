@@ -27,6 +27,7 @@ const help = `usage: halogenctl COMMAND [ARGUMENT...]
   recovery-key  ask the next start for a new recovery key
   pin        ask the next start for a PIN beside the TPM, another one, or none
   phrase     ask the next start for another phrase, shown before each question
+  language   the language of the screens before the system runs
   module-trust  ask the next start about the release's kernel modules again, or
              have it take a yes back
   changes    what differs from the image in /etc, and what updates conflict with
@@ -42,11 +43,11 @@ Exit codes: those of the command; 2 wrong usage.
 `
 
 // commands are those that a running system may have; changes, boot-report, boot-once
-// and setup are for it alone. The others need the root partition closed, or a person at a console whose keys
-// nobody else can read; reseal, reset, recovery-key, pin, phrase and module-trust only leave a request for the
-// next boot, which has both.
+// and setup are for it alone. language leaves a variable that says nothing secret. The others need the root
+// partition closed, or a person at a console whose keys nobody else can read; reseal, reset, recovery-key, pin,
+// phrase and module-trust only leave a request for the next boot, which has both.
 func commands() []string {
-	return []string{"slots", "verify", "repair", "eventlog", "firmware", "reseal", "reset", "recovery-key", "pin", "phrase", "module-trust", "changes", "boot-report", "boot-once", "setup"}
+	return []string{"slots", "verify", "repair", "eventlog", "firmware", "reseal", "reset", "recovery-key", "pin", "phrase", "language", "module-trust", "changes", "boot-report", "boot-once", "setup"}
 }
 
 func main() {

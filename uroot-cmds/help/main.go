@@ -43,6 +43,7 @@ const text = `What went wrong, and what cures it. Lines in order; the first is s
   network    an address by DHCP. By hand: ip addr add, ip link set, ip route add
   lock       close the root partition again
   keymap     what is printed on the keyboard: keymap de, fr, dvorak and others
+  language   what this console speaks: language de, en
   dmesg      what the kernel and initagent said
   ls /bin    all commands
   exit       close everything and start again

@@ -104,7 +104,7 @@ func (m *Machine) Apply(ctx context.Context, all []steps.Step, tell io.Writer) e
 		switch {
 		case err == nil && s.Does != "":
 			fmt.Fprintln(tell, s.Does)
-		case err != nil && !s.Try: // what is tried takes effect at the next start anyway
+		case err != nil && !s.Try: // what is tried is worth no failure
 			return err
 		}
 	}

@@ -162,7 +162,7 @@ func TestApply(t *testing.T) {
 		t.Errorf("%s, %v", to, err)
 	}
 	f := facts(t, m)
-	if f.First != "" || f.Updates != steps.Off || !slices.Equal(ran, slices.Repeat([]string{"setupcon --keyboard-only --force", "udevadm trigger --subsystem-match=input --action=change"}, 2)) {
+	if f.First != "" || f.Updates != steps.Off || !slices.Equal(ran, slices.Repeat([]string{"halogenctl language de", "setupcon --keyboard-only --force", "udevadm trigger --subsystem-match=input --action=change"}, 2)) {
 		t.Errorf("%+v, ran %q", f, ran)
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/questions"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/bootinfo"
 )
 
@@ -51,7 +52,7 @@ func LookedDirectories() []string { return []string{"/etc/default", "/etc/X11"} 
 
 // LookedTools are the programs that Facts knows of.
 func LookedTools() []string {
-	return []string{"useradd", "usermod", "userdel", "groupdel", "chpasswd", "systemctl", "setupcon", "loadkeys", "udevadm", "bash", "NetworkManager"}
+	return []string{"useradd", "usermod", "userdel", "groupdel", "chpasswd", "systemctl", "setupcon", "loadkeys", "udevadm", "bash", "NetworkManager", "halogenctl"}
 }
 
 // A Kind is what a step does. The zero value is none.
@@ -79,7 +80,8 @@ type Step struct {
 	// Fine is an exit code of a command that is as good as 0.
 	Fine int
 	// Try: it may fail, as it has something take effect at once that does so at the next
-	// start anyway, and which not every machine can (a serial line has no keymap).
+	// start anyway, or which not every machine can (a serial line has no keymap, and not every
+	// firmware takes a variable).
 	Try bool
 }
 
@@ -165,6 +167,10 @@ func locale(language string, f *Facts) []Step {
 	if f.Tools["systemctl"] && f.Systemd {
 		// systemd has read it when it started: the display manager is started with this.
 		all = append(all, Step{Kind: Run, Args: []string{"systemctl", "set-environment", "LANG=" + language}, Try: true})
+	}
+	if l, known := words.OfLocale(language); known && f.Tools["halogenctl"] {
+		// The screens before the system, too. A machine without UEFI's variables has them in the image's language.
+		all = append(all, Step{Kind: Run, Args: []string{"halogenctl", "language", l.Code()}, Try: true})
 	}
 	return all
 }

@@ -98,13 +98,14 @@ func TestOthers(t *testing.T) {
 	yes := true
 	f := debian()
 	f.Links, f.Files = map[string]string{}, map[string]string{timezone: "UTC\n", nsswitch: "hosts: mymachines resolve [!UNAVAIL=return] files myhostname dns\n", vconsoleConf: "FONT=ter\n"}
-	f.Tools = map[string]bool{"loadkeys": true}
+	f.Tools = map[string]bool{"loadkeys": true, "halogenctl": true}
 	f.Systemd = false
 	f.Keymaps = "# keymap layout model variant options\nde-latin1 de pc105 - terminate:x\nde-latin1-nodeadkeys de pc105 nodeadkeys -\nde de x other -\n"
 	a := &answers.Answers{Version: 1, Language: "de_DE.UTF-8", Keyboard: "de(nodeadkeys)", TimeZone: "Europe/Berlin", HostName: "kitchen", AutomaticUpdates: &yes}
 	check(t, "another", plan(t, a, f),
 		"write /etc/locale.conf LANG=de_DE.UTF-8\n",
 		"write /etc/default/locale LANG=de_DE.UTF-8\n",
+		"run halogenctl language de <",
 		"write /etc/vconsole.conf FONT=ter\nXKBMODEL=\"pc105\"\nXKBLAYOUT=\"de\"\nXKBVARIANT=\"nodeadkeys\"\nKEYMAP=\"de-latin1-nodeadkeys\"\n",
 		"write /etc/X11/xorg.conf.d/00-keyboard.conf "+xorg("de", "nodeadkeys", ""),
 		"run loadkeys --quiet de-latin1-nodeadkeys <",
@@ -114,6 +115,9 @@ func TestOthers(t *testing.T) {
 		"name kitchen",
 		"link "+TimerLink+" /usr/lib/systemd/system/ota-fetch.timer",
 		"remove /var/lib/halogen/setup.json", "remove /var/lib/halogen/first-start")
+	// Into what there is no translation the screens before the system stay as they are.
+	f.Locales = append(f.Locales, "fr_FR.UTF-8")
+	check(t, "without a translation", locale("fr_FR.UTF-8", f), "write /etc/locale.conf LANG=fr_FR.UTF-8\n", "write /etc/default/locale LANG=fr_FR.UTF-8\n")
 	for of, want := range map[string]string{"de": "de-latin1", "de(unknown)": "de-latin1", "fr": "fr", "fr(bepo)": "fr-bepo"} {
 		layout, variant := answers.SplitKeyboard(of)
 		if have := keymap(f.Keymaps, layout, variant); have != want {
