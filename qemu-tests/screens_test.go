@@ -116,6 +116,23 @@ func (s seat) keyAndConsole(t *testing.T) {
 	}
 	g.expectDevices()
 	g.compare(s, "console", "RECOVERY: ")
+	g.pressLine("help")
+	g.waitsForText(s, regexp.MustCompile(`(?s)\n  exit  .*\n\$\n$`))
+	g.compare(s, "console-help", "$ help")
+}
+
+// waitsForText waits until a pattern matches what is on the screen.
+func (g *Guest) waitsForText(s seat, pattern *regexp.Regexp) {
+	g.t.Helper()
+	text := ""
+	for end := time.Now().Add(g.timeout); time.Now().Before(end); time.Sleep(time.Second) {
+		var err error
+		text, err = screentext.Read(g.picture(filepath.Join(s.directory, "now.png")))
+		if err == nil && pattern.MatchString(text) {
+			return
+		}
+	}
+	g.t.Fatalf("the screen does not come to %v:\n%s", pattern, text)
 }
 
 // compare keeps a picture of the screen, and compares what it says, from the last line on that has a mark in

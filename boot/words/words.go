@@ -90,6 +90,14 @@ func (l Language) Text(text string) string {
 	return text
 }
 
+// Help is the list of the recovery console's commands.
+func (l Language) Help() (list string) {
+	for _, text := range []string{HelpTitle, HelpCorrupt, HelpNewer, HelpTPM, HelpKeys, HelpESP, HelpLost, HelpGivenAway, HelpOthers, HelpEnd} {
+		list += l.Text(text)
+	}
+	return list
+}
+
 // Yes reports whether an answer is yes: the language's key for it, or the English one.
 func (l Language) Yes(answer string) bool {
 	answer = strings.TrimSpace(answer)

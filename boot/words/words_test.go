@@ -21,7 +21,7 @@ import (
 )
 
 // catalogue are the files with the English texts.
-var catalogue = []string{"texts.go", "cures.go"}
+var catalogue = []string{"texts.go", "cures.go", "help.go"}
 
 // texts are the catalogue's, by their names in the code.
 func texts(t *testing.T) map[string]string {
@@ -196,7 +196,7 @@ func TestOneCatalogue(t *testing.T) {
 	}
 	root := filepath.Join("..", "..")
 	set := token.NewFileSet()
-	for _, directory := range []string{"boot", "initagent", "builder/install"} {
+	for _, directory := range []string{"boot", "initagent", "builder/install", "uroot-cmds"} {
 		err := filepath.WalkDir(filepath.Join(root, directory), func(path string, d os.DirEntry, err error) error {
 			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err

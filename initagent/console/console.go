@@ -65,13 +65,13 @@ func open(paths []string) (*Console, error) {
 }
 
 // Here opens the terminal that this program runs on, whatever its standard input
-// is.
-func Here() (*Console, error) {
+// is, for somebody who reads a language.
+func Here(l words.Language) (*Console, error) {
 	t, err := hw.OpenTerminal("/dev/tty")
 	if err != nil {
 		return nil, fmt.Errorf("there is no terminal to ask at: %w", err)
 	}
-	return &Console{terminals: []*hw.Terminal{t}}, nil
+	return &Console{terminals: []*hw.Terminal{t}, language: l}, nil
 }
 
 // ErrInterrupted is returned when Ctrl-C answers a question.

@@ -10,6 +10,7 @@ import (
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/firstboot"
 	"halogenos.internal/initagent/lastgood"
 	"halogenos.internal/initagent/machinetest"
@@ -47,6 +48,21 @@ func TestConsoleUnlockAndReseal(t *testing.T) {
 	}
 	m.Refuses(r.Reseal(c), "`unlock` first")
 	m.OpensByItself()
+}
+
+// To somebody who reads German the console's questions are in German, and take the same answers.
+func TestConsoleInGerman(t *testing.T) {
+	m := machinetest.InConsole(t, machinetest.NewFirmware)
+	r, _ := m.Console()
+	c, err := m.Agent.Person.Open("de")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Types("nonsense", m.Shown[0])
+	m.Works(r.Unlock(c), "Hier stehen keine Erkennungswörter", "(eine leere Zeile gibt auf)", "Verloren ist nichts")
+	m.Types("j")
+	m.Works(r.Reseal(c), "[j/N]", words.Language("de").Text(words.Accepted))
+	m.NothingUnseals("the console")
 }
 
 // A TPM that was cleared has no index: the secret is sealed again.

@@ -8,6 +8,8 @@ import (
 
 	"halogenos.internal/boot/nextboot"
 	"halogenos.internal/boot/words"
+	"halogenos.internal/initagent/console"
+	"halogenos.internal/initagent/hw"
 )
 
 // ScreenLanguage is the language of the screens before the system runs: the one that the firmware's variable
@@ -29,6 +31,15 @@ func (m *Machine) ScreenLanguage() (l words.Language, chosen bool, err error) {
 		return l, false, err
 	}
 	return remembered, true, nil
+}
+
+// Terminal opens the terminal that a command runs on, in the language of the screens before the system.
+func Terminal() (hw.Console, error) {
+	var l words.Language
+	if m, err := Linux(); err == nil { // no language is worth the command
+		l, _, _ = m.ScreenLanguage()
+	}
+	return console.Here(l)
 }
 
 // RememberLanguage has the starts to come ask and tell in a language. One write of a variable, of which a

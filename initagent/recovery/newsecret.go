@@ -7,6 +7,7 @@ import (
 
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
@@ -109,7 +110,7 @@ func (m *Machine) typedAgain(c hw.Console, f hw.File, a *acceptance) (*luks2.Rec
 		return nil, err
 	}
 	for {
-		typed, err := c.AskKey("Recovery key, once more (an empty line gives up): ", a.lock.Checks(), 0)
+		typed, err := c.AskKey(c.Language().Text(words.UnlockOnceMore), a.lock.Checks(), 0)
 		if err != nil {
 			return nil, err
 		}
@@ -119,7 +120,7 @@ func (m *Machine) typedAgain(c hw.Console, f hw.File, a *acceptance) (*luks2.Rec
 		key, volumeKey, secret, err := a.lock.OpenRecoveryKey(f, typed, rootpart.KeyLimit(memory))
 		luks2.Wipe(typed)
 		if err != nil {
-			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
+			c.Print(c.Language().Say(words.TryAgain, err))
 			continue
 		}
 		luks2.Wipe(volumeKey)

@@ -7,6 +7,7 @@ import (
 
 	"halogenos.internal/boot/keynote"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/rootlock"
@@ -75,13 +76,13 @@ func (m *Machine) RecoveryKey(c hw.Console) error {
 	if err := recoverykey.Note(m.Store, keynote.Note{}); err != nil {
 		return fmt.Errorf("the new recovery key is the only one; the next start notes it: %w", err)
 	}
-	c.Print("The new recovery key is the only one.\n")
+	c.Print(c.Language().Text(words.ConsoleOnlyKey))
 	return nil
 }
 
 // showAndCheck shows the key and has two groups of it typed back.
 func (m *Machine) showAndCheck(c hw.Console, fresh *luks2.RecoveryKey) error {
-	confirmed, err := recoverykey.Confirm(c, m.Random, fresh, recoverykey.Text{Title: "NEW RECOVERY KEY", Later: "the old key stays"}, 0)
+	confirmed, err := recoverykey.Confirm(c, m.Random, fresh, recoverykey.Text{Title: c.Language().Text(words.KeyNameNew), Later: c.Language().Text(words.ConsoleOldStays)}, 0)
 	if err == nil && !confirmed {
 		err = errors.New("the new recovery key was not typed back: the old one stays")
 	}

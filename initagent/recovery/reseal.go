@@ -147,13 +147,13 @@ func (m *Machine) accept(c hw.Console, a *acceptance) error {
 		if err := errors.Join(m.opensByTPM(a), m.note(a)); err != nil {
 			return fmt.Errorf("the TPM has accepted this machine, but not all that goes with it was written: %w", err)
 		}
-		c.Print("Accepted.\n")
+		c.Print(c.Language().Text(words.Accepted))
 		return nil
 	}
 	if err := m.rebind(a); err != nil {
 		return err
 	}
-	c.Print("Bound to this TPM.\n")
+	c.Print(c.Language().Text(words.Bound))
 	return m.note(a)
 }
 

@@ -10,19 +10,13 @@ import (
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/luks2"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/enroll"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recoverykey"
 	"halogenos.internal/initagent/rootlock"
 	"halogenos.internal/initagent/rootpart"
 )
-
-// noPhrase is said in place of the phrase, which the TPM does not give to the recovery console.
-const noPhrase = `
-No phrase is shown here: the TPM gives nothing to the recovery console, nor to a
-program that looks like it. Type the key only where nobody else can have put a
-system of theirs into this machine.
-`
 
 // Unlock opens the root partition with the recovery key and mounts it where the
 // boot does. The checks are those of a boot that is opened by a typed key: a
@@ -49,9 +43,9 @@ func (m *Machine) Unlock(c hw.Console) error {
 		return err
 	}
 	defer f.Close()
-	c.Print(noPhrase)
+	c.Print(c.Language().Text(words.UnlockNoPhrase))
 	for {
-		typed, err := c.AskKey("Recovery key (an empty line gives up): ", lock.Checks(), 0)
+		typed, err := c.AskKey(c.Language().Text(words.UnlockAsk), lock.Checks(), 0)
 		if err != nil {
 			return err
 		}
@@ -62,7 +56,7 @@ func (m *Machine) Unlock(c hw.Console) error {
 		open.VolumeKey, open.Secret, err = lock.OpenRecovery(f, typed, rootpart.KeyLimit(memory))
 		luks2.Wipe(typed)
 		if err != nil {
-			c.Print(fmt.Sprintf("%v. Nothing is lost: try again.\n", err))
+			c.Print(c.Language().Say(words.TryAgain, err))
 			continue
 		}
 		defer open.Wipe()
@@ -73,7 +67,7 @@ func (m *Machine) Unlock(c hw.Console) error {
 			return err
 		}
 		if m.Disk.ReadOnly {
-			c.Print("The disk takes no writes, so your data is there to be read alone: copy it.\n")
+			c.Print(c.Language().Text(words.UnlockReadOnly))
 			return nil
 		}
 		if err := recoverykey.Used(m.Store, lock.Typed()); err != nil {

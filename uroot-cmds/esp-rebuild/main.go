@@ -5,7 +5,6 @@ import (
 	"context"
 
 	"halogenos.internal/initagent/command"
-	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recovery"
 )
@@ -22,9 +21,7 @@ refused.
 Needs unlock. Recovery console only. Exit codes: 0 made, 1 not, 2 wrong usage.
 `
 
-func main() { cmd(recovery.Linux, terminal).Main() }
-
-func terminal() (hw.Console, error) { return console.Here() }
+func main() { cmd(recovery.Linux, recovery.Terminal).Main() }
 
 func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error)) command.Command {
 	return command.Command{Name: "esp-rebuild", Help: help, Secrets: true, Run: func(context.Context, *command.Call) error {

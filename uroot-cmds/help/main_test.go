@@ -7,13 +7,43 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/command/commandtest"
 )
 
+func english() words.Language { return words.English }
+
+// In each language the list names the same commands, in the same order, fits a screen's width, and has the
+// list's other half in that language.
+func TestLanguages(t *testing.T) {
+	typed := regexp.MustCompile(`(?m)^ {2}(?: {4})?([a-z].*?)  `)
+	text := words.English.Help()
+	for _, code := range words.Codes() {
+		l, err := words.Find(code)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, out, _ := commandtest.Run(cmd(func() words.Language { return l }))
+		if got, want := typed.FindAllString(out, -1), typed.FindAllString(text, -1); !slices.Equal(got, want) || len(got) < 20 {
+			t.Errorf("%s: %q, want %q", code, got, want)
+		}
+		for line := range strings.Lines(out) {
+			if n := utf8.RuneCountInString(line); n > 81 {
+				t.Errorf("%s: a line of %d characters: %q", code, n-1, line)
+			}
+			if l != words.English && len(line) > 12 && strings.Contains(text, line) {
+				t.Errorf("%s: a line in English: %q", code, line)
+			}
+		}
+	}
+}
+
 // Every command of ours that the console has is named, and nothing else is.
 func TestHelp(t *testing.T) {
-	code, out, errs := commandtest.Run(cmd())
+	text := words.English.Help()
+	code, out, errs := commandtest.Run(cmd(english))
 	if code != 0 || out != text || errs != "" {
 		t.Fatalf("%d, %q, %q", code, out, errs)
 	}
@@ -36,12 +66,7 @@ func TestHelp(t *testing.T) {
 			continue
 		}
 		if !regexp.MustCompile(`\b` + name + `\b`).MatchString(text) {
-			t.Errorf("the text in uroot-cmds/help/main.go does not name %s", name)
-		}
-	}
-	for line := range strings.Lines(text) {
-		if len(line) > 81 {
-			t.Errorf("a line of %d characters: %q", len(line)-1, line)
+			t.Errorf("the text in boot/words/help.go does not name %s", name)
 		}
 	}
 }
@@ -71,4 +96,4 @@ func TestChapter(t *testing.T) {
 	}
 }
 
-func TestUse(t *testing.T) { commandtest.Use(t, cmd()) }
+func TestUse(t *testing.T) { commandtest.Use(t, cmd(english)) }

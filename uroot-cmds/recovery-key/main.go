@@ -8,7 +8,6 @@ import (
 	"fmt"
 
 	"halogenos.internal/initagent/command"
-	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recovery"
 )
@@ -32,9 +31,7 @@ unlock.
 Exit codes: 0 replaced, or asked for; 1 not, 2 wrong usage.
 `
 
-func main() { cmd(recovery.Linux, terminal).Main() }
-
-func terminal() (hw.Console, error) { return console.Here() }
+func main() { cmd(recovery.Linux, recovery.Terminal).Main() }
 
 func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error)) command.Command {
 	return command.Command{Name: "recovery-key", Help: help, MaxArgs: 1, Secrets: true, Run: func(_ context.Context, call *command.Call) error {

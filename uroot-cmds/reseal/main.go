@@ -12,7 +12,6 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
-	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recovery"
 )
@@ -44,9 +43,7 @@ there declines.
 Exit codes: 0 accepted, or asked for; 1 not, 2 wrong usage.
 `
 
-func main() { cmd(recovery.Linux, terminal, bootinfo.Linux().Note).Main() }
-
-func terminal() (hw.Console, error) { return console.Here() }
+func main() { cmd(recovery.Linux, recovery.Terminal, bootinfo.Linux().Note).Main() }
 
 func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error), note func(journal.Entry) error) command.Command {
 	fresh, keys := false, false

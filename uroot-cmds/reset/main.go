@@ -8,7 +8,6 @@ import (
 
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
-	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/keephome"
 	"halogenos.internal/initagent/recovery"
@@ -36,9 +35,7 @@ nothing, declines: nothing is deleted, and the machine starts as usual.
 Exit codes: 0 wiped, or asked for; 1 not or not all, 2 wrong usage.
 `
 
-func main() { cmd(recovery.Linux, terminal, bootinfo.Directory).Main() }
-
-func terminal() (hw.Console, error) { return console.Here() }
+func main() { cmd(recovery.Linux, recovery.Terminal, bootinfo.Directory).Main() }
 
 // cmd is the command; shared is what the running system shares with the boot.
 func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error), shared string) command.Command {

@@ -10,7 +10,6 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/command"
-	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/inventory"
 	"halogenos.internal/initagent/recovery"
@@ -34,7 +33,7 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 `
 
 func main() {
-	cmd(machine{recovery.Linux, func() (hw.Console, error) { return console.Here() }, bootinfo.Linux().Note}).Main()
+	cmd(machine{recovery.Linux, recovery.Terminal, bootinfo.Linux().Note}).Main()
 }
 
 type machine struct {

@@ -5,8 +5,8 @@ import (
 	"context"
 	"fmt"
 
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/command"
-	"halogenos.internal/initagent/console"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/recovery"
 	"halogenos.internal/initagent/rootpart"
@@ -22,9 +22,7 @@ recovery-key, esp-rebuild) until lock or exit. Wrong keys cost nothing but time.
 Recovery console only. Exit codes: 0 open, 1 not open, 2 wrong usage.
 `
 
-func main() { cmd(recovery.Linux, terminal).Main() }
-
-func terminal() (hw.Console, error) { return console.Here() }
+func main() { cmd(recovery.Linux, recovery.Terminal).Main() }
 
 func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console, error)) command.Command {
 	return command.Command{Name: "unlock", Help: help, Secrets: true, Run: func(_ context.Context, c *command.Call) error {
@@ -40,7 +38,7 @@ func cmd(machine func() (*recovery.Machine, error), terminal func() (hw.Console,
 		if err := m.Unlock(t); err != nil {
 			return err
 		}
-		fmt.Fprintf(c.Stdout, "The root partition is open at %s. lock closes it again, and so does exit.\n", rootpart.Directory)
+		fmt.Fprint(c.Stdout, t.Language().Say(words.UnlockDone, rootpart.Directory))
 		return nil
 	}}
 }
