@@ -90,12 +90,12 @@ func (l Language) Text(text string) string {
 	return text
 }
 
-// Help is the list of the recovery console's commands.
-func (l Language) Help() (list string) {
+// Help is the list of the recovery console's commands, in pieces that stay together.
+func (l Language) Help() (pieces []string) {
 	for _, text := range []string{HelpTitle, HelpCorrupt, HelpNewer, HelpTPM, HelpKeys, HelpESP, HelpLost, HelpGivenAway, HelpOthers, HelpEnd} {
-		list += l.Text(text)
+		pieces = append(pieces, l.Text(text))
 	}
-	return list
+	return pieces
 }
 
 // Yes reports whether an answer is yes: the language's key for it, or the English one.
