@@ -16,6 +16,9 @@ import (
 func (b *build) needs() error {
 	k := b.parts.kernel
 	missing := b.index.Missing(b.modules, b.Config.TPM == contract.Required)
+	if len(b.Config.Extensions) > 0 {
+		missing = append(missing, b.index.MissingForExtensions(b.modules)...)
+	}
 	settings, err := b.kernelConfig()
 	if err != nil {
 		return err

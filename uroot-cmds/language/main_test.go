@@ -51,7 +51,7 @@ func TestLanguage(t *testing.T) {
 	}
 	vars := &variables{has: map[string][]byte{}}
 	c := cmd(func() (*recovery.Machine, error) {
-		return &recovery.Machine{Host: host.Host{Variables: vars, Root: root}}, nil
+		return &recovery.Machine{Host: host.Host{Given: host.Given{Variables: vars, Root: root}}}, nil
 	})
 	commandtest.Use(t, c)
 	for _, tt := range []struct {
