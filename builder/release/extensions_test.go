@@ -113,7 +113,7 @@ func TestExtensionsDamaged(t *testing.T) {
 		{"the release itself", "describes a release, not a system extension", func([]byte, []byte) ([]byte, []byte) {
 			return mustRead(t, at("3", "3.tar.gz")), mustRead(t, at("3", "3.tar.gz.pgp"))
 		}, true},
-		{"a flipped bit", "is no release's archive", func(archive, signature []byte) ([]byte, []byte) {
+		{"a flipped bit", "is not a release's archive", func(archive, signature []byte) ([]byte, []byte) {
 			archive = bytes.Clone(archive)
 			archive[5] ^= 1 // of the first member's date, which no reader looks at
 			return archive, signature
