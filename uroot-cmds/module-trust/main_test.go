@@ -45,7 +45,9 @@ func TestRequest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		machine := func() (*recovery.Machine, error) { return &recovery.Machine{Host: host.Host{Given: host.Given{Root: root}}}, nil }
+		machine := func() (*recovery.Machine, error) {
+			return &recovery.Machine{Host: host.Host{Given: host.Given{Root: root}}}, nil
+		}
 		code, out, errs := commandtest.Run(cmd(machine), c.args...)
 		text, err := os.ReadFile(wish)
 		if code != c.code || (err == nil) != (code == 0) || !strings.Contains(errs, c.err) || (code == 0) != strings.Contains(out, "The next start") {
