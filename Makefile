@@ -502,7 +502,7 @@ $(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version
 	@mv $@.new $@
 
 # Boot tests that do not fit into the hour of `make test`: `make more-boot-tests` runs them.
-MORE := ^(TestLayouts|TestBtrfs|TestEarlierRelease|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestNextUpdate|TestPatches|TestNoTPMOptional|TestOptionalOutsideSetupMode|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestBuses|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestKeymap|TestPad|TestManagerRevoked|TestLoaderRevoked|TestModuleKey|TestMicrocode|TestFirmwareUpdater|TestFreeSpace|TestScreens|TestDesktop|TestDesktopUpdate)$$
+MORE := ^(TestLayouts|TestBtrfs|TestEarlierRelease|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestNextUpdate|TestPatches|TestNoTPMOptional|TestOptionalOutsideSetupMode|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestBuses|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestKeymap|TestPad|TestManagerRevoked|TestLoaderRevoked|TestModuleKey|TestExtension|TestMicrocode|TestFirmwareUpdater|TestFreeSpace|TestScreens|TestDesktop|TestDesktopUpdate)$$
 BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 	go test -count=1 -timeout 75m -parallel 64 -v ./qemu-tests
 

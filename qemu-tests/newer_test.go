@@ -47,6 +47,8 @@ type variant struct {
 	Version contract.Version // 0: 2
 	// Modules is the key whose certificate it wants in db for kernel modules; nil for none.
 	Modules *modulesKey
+	// Extensions are its system extensions.
+	Extensions extensionFiles
 	// Microcode that it has, and where: "initrd", or "ucode" with the stub of systemd 257.
 	Microcode string
 }
@@ -162,6 +164,9 @@ func (n *newer) uki(t testing.TB, image string, v variant) {
 	if v.Microcode == "initrd" {
 		initramfs = slices.Concat(testMicrocode(t), initramfs)
 	}
+	list, err := contract.ExtensionsArchive(v.Extensions.list())
+	must(t, err)
+	initramfs = slices.Concat(list, initramfs)
 	if v.Modules != nil {
 		key, err := contract.ModuleKeyArchive(v.Modules.Certificate.Raw)
 		must(t, err)
