@@ -2,7 +2,8 @@
 // is trusted, where that key is not built into the kernel: its certificate is then in the
 // firmware's db, from where a kernel that distributions have patched takes it.
 //
-// It refuses to widen db without a yes at the console. What narrows it needs none: a certificate
+// It refuses to widen db without a yes at the console in the same boot: of an earlier one there is
+// the list alone, which root can put back as it was. What narrows db needs none: a certificate
 // that no system of this machine brings any more goes by itself, and one whose owner has taken
 // the yes back.
 package moduletrust
@@ -73,16 +74,44 @@ func Waits(h *host.Host) bool {
 	if !able(h) {
 		return false
 	}
-	if h.ModuleKey != nil && (wished(h.Store) != "" || h.List.ModuleTrust(secureboot.ModuleKey(h.ModuleKey)) == secureboot.Unasked) {
+	if h.ModuleKey != nil && (wished(h.Store) != "" || unasked(h)) {
 		return true
 	}
-	db, err := wanted(h)
-	return err == nil && !db.Same(h.List.Wanted.DB) && h.List.MayTryDB(db)
+	db, err := wanted(h, nil)
+	return err == nil && !db.Same(h.List.Wanted.DB) && (h.FirmwareKeys.DB.Content.Same(db) || h.List.MayTryDB(db))
 }
 
+// unasked reports whether the owner is to be asked about the running release's certificate: they
+// were not yet, or have said yes in a boot that was cut before db had it, or whose firmware has
+// refused it and may be asked once more.
+func unasked(h *host.Host) bool {
+	key := secureboot.ModuleKey(h.ModuleKey)
+	switch h.List.ModuleTrust(key) {
+	case secureboot.Unasked:
+		return true
+	case secureboot.Trusted:
+		if holds(h, key) || h.List.Wanted.DB.Contains(key) {
+			return false
+		}
+		db, err := wanted(h, secureboot.Database{key})
+		return err == nil && h.List.MayTryDB(db)
+	}
+	return false
+}
+
+func holds(h *host.Host, e secureboot.Entry) bool { return h.FirmwareKeys.DB.Content.Contains(e) }
+
 // wanted is what db shall have: the certificates that the owner trusts of the systems on the
-// ESP, since the other one is what this machine falls back to.
-func wanted(h *host.Host) (secureboot.Database, error) {
+// ESP, since the other one is what this machine falls back to. said are those of a yes of this
+// boot's. Others count where db holds them, for which PCR 7 vouches: the list may be an old one,
+// by which a yes that was taken back, or whose certificate is gone, would count once more.
+func wanted(h *host.Host, said secureboot.Database) (secureboot.Database, error) {
+	db, err := trusted(h)
+	return slices.DeleteFunc(db, func(e secureboot.Entry) bool { return secureboot.IsModuleKey(e) && !holds(h, e) && !said.Contains(e) }), err
+}
+
+// trusted is what db would have by the list alone.
+func trusted(h *host.Host) (secureboot.Database, error) {
 	var releases secureboot.Database
 	if h.ModuleKey != nil {
 		releases = append(releases, secureboot.ModuleKey(h.ModuleKey))
@@ -129,8 +158,8 @@ func keyOf(h *host.Host, n bls.Name) (der []byte, err error) {
 //
 // Four writes, of which a cut leaves a machine that opens by itself:
 //
-//   - The list keeps the answer. Cut before it, the next boot asks again; cut after it, the
-//     next boot goes on without asking.
+//   - The list keeps the answer. Cut until db is written, the next boot asks again where that
+//     was a yes, and where it was a no until the list has it.
 //   - The TPM's record allows every boot with db as it is and as it will be, as for dbx
 //     ([host.Host.AdmitVariable]). Cut after it, the next boot settles it back, and this begins
 //     again.
@@ -139,12 +168,17 @@ func keyOf(h *host.Host, n bls.Name) (der []byte, err error) {
 //   - The list wants in db what db holds by now. Cut before it, the next boot finds db as it is
 //     to be, and does that.
 func Trust(h *host.Host) (wrote bool, err error) {
+	var said secureboot.Database
 	if h.ModuleKey != nil {
-		if err := settle(h); err != nil {
+		yes, err := settle(h)
+		if err != nil {
 			return false, err
 		}
+		if yes {
+			said = secureboot.Database{secureboot.ModuleKey(h.ModuleKey)}
+		}
 	}
-	db, err := wanted(h)
+	db, err := wanted(h, said)
 	if err != nil || db.Same(h.List.Wanted.DB) {
 		return false, err
 	}
@@ -163,37 +197,44 @@ func Trust(h *host.Host) (wrote bool, err error) {
 	return wrote, nil
 }
 
-// settle does what the running system has asked, and asks the owner where nobody has yet.
-func settle(h *host.Host) error {
+// settle does what the running system has asked, and asks the owner where nobody has yet. yes: they
+// have just said that.
+func settle(h *host.Host) (yes bool, err error) {
 	key, changed := secureboot.ModuleKey(h.ModuleKey), false
+	if h.List.Wanted.DB.Contains(key) && !holds(h, key) {
+		// Taken out in the firmware's setup, or the list is an old one: a no, either way.
+		h.List.TrustModules(key, false)
+		h.List.Wanted.DB, changed = h.List.Wanted.DB.Without(secureboot.Database{key}), true
+	}
 	wish := wished(h.Store)
 	switch wish {
 	case WishNo:
-		changed = h.List.TrustModules(key, false)
+		changed = h.List.TrustModules(key, false) || changed
 	case WishAsk:
-		changed = h.List.AskAgain(key)
+		changed = h.List.AskAgain(key) || changed
 	}
-	if h.List.ModuleTrust(key) == secureboot.Unasked {
+	if unasked(h) {
 		c, err := prompt.Open(h)
 		if err != nil {
 			h.Log.Say("nobody can be asked whose kernel modules are to be trusted: %v", err)
-			return nil
+			return false, nil
 		}
 		answer, err := Ask(h, c)
 		if err = errors.Join(err, c.Close()); err != nil {
-			return err
+			return false, err
 		}
-		changed = h.List.TrustModules(key, answer == secureboot.Trusted) || changed
+		yes = answer == secureboot.Trusted
+		changed = h.List.TrustModules(key, yes) || changed
 	}
 	if changed {
 		if err := h.KeepList(); err != nil {
-			return err
+			return false, err
 		}
 	}
 	if wish == "" {
-		return nil
+		return yes, nil
 	}
-	return h.Store.Remove(WishFile) // cut before it, what was asked for is done once more
+	return yes, h.Store.Remove(WishFile) // cut before it, what was asked for is done once more
 }
 
 // Ask asks about the running release's certificate. Where nobody answers that is a no: it is not
@@ -264,7 +305,9 @@ func write(h *host.Host, db secureboot.Database) (wrote bool, err error) {
 		Variables: h.Variables, Keys: keys, Wanted: next, Time: secureboot.Timestamp(h.Now(), h.Contract.Date()),
 		Pause: h.Sleep, Say: func(m string) { h.Log.Say("%s", m) },
 	}
-	refused := e.ReplaceDB(h.List.Wanted.DB)
+	// An old list does not know what this machine has put there since.
+	modules := slices.DeleteFunc(slices.Clone(h.FirmwareKeys.DB.Content), func(e secureboot.Entry) bool { return !secureboot.IsModuleKey(e) })
+	refused := e.ReplaceDB(slices.Concat(h.List.Wanted.DB, modules))
 	// Whatever it has answered: what db holds now is what the next boot is measured with.
 	now, err := enroll.Observe(h.Variables)
 	if err == nil && now.DB.Problem == nil {

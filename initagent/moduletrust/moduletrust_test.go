@@ -230,7 +230,8 @@ func TestRefused(t *testing.T) {
 	m := later(t, der)
 	m.FullFor, m.Typed = "db", []string{"y"}
 	m.Ends("system", "trust-modules FAILED", "did not take db")
-	m.Runs(2, "trust-modules FAILED")
+	m.Typed = []string{"y"} // a yes is one of the boot that writes
+	m.Ends("system", "trust-modules FAILED")
 	m.Runs(2)
 	m.Said.Reset()
 	m.Runs(2)
