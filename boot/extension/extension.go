@@ -167,6 +167,11 @@ func (b *Boot) Calls() bool {
 	return len(b.Unknown) > 0 || slices.ContainsFunc(b.States, func(s State) bool { return s.Enabled || s.LeftOut != "" })
 }
 
+// Opens reports whether an extension is part of the system. It is none of a nil Boot's.
+func (b *Boot) Opens() bool {
+	return b != nil && slices.ContainsFunc(b.States, func(s State) bool { return s.Opened })
+}
+
 // Lines say what is left out, and why, a line each.
 func (b *Boot) Lines() (lines []string) {
 	for _, s := range b.States {

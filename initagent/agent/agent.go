@@ -226,6 +226,10 @@ func (a *Agent) act(ctx context.Context, step bootflow.Step) {
 		fails, full := a.DiskFails(step.Kind, err)
 		a.facts.Cause, a.facts.DiskFails = full.Error(), a.facts.DiskFails || fails
 		a.facts.Foreign = a.facts.Foreign || errors.Is(err, rootpart.ErrForeign)
+	case errors.Is(err, handover.ErrNoSystem) && a.Extensions.Opens():
+		// Not the slot's fault for certain: what lies over its image may be damaged.
+		a.facts.Outcomes[bootflow.AddExtensions], a.facts.Cause = bootflow.Failed, err.Error()
+		a.facts.Problem = fmt.Sprintf("with its extensions, %v", err)
 	case errors.Is(err, handover.ErrNoSystem):
 		a.facts.Outcomes[bootflow.OpenVerity], a.facts.Cause = bootflow.Failed, err.Error()
 	default:

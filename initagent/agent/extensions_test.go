@@ -14,6 +14,7 @@ import (
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/modindex"
 	"halogenos.internal/boot/pcr"
+	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/initagent/machinetest"
@@ -250,6 +251,31 @@ func TestTrialWithoutAnEssentialExtension(t *testing.T) {
 	}
 }
 
+// That the system's init cannot be read is not the slot's fault for certain where an extension
+// lies over it: a version that has proven itself is not given up, and is not held for failed.
+// Without extensions it is the image's. FAULTS 111
+func TestInitBehindExtensions(t *testing.T) {
+	t.Parallel()
+	m := twoReleases(t)
+	m.Runs(2)
+	m.Bless()
+	m.Runs(2)
+	m.NoInit = true
+	m.Ends("recovery", "STOPPED:", "with its extensions, the system cannot be started", "`rollback` starts the other system", "enabled.json")
+	if m.JournalHas(journal.Condemned, "") {
+		t.Error("the slot is given up")
+	}
+	m.NoInit = false
+	m.Runs(2)
+	m.Enable()
+	m.NoInit = true
+	if end := m.Boot(); end != "reboot" || !m.JournalHas(journal.Condemned, "the system cannot be started") {
+		t.Errorf("without extensions the boot ends in %s:\n%s", end, m.Said.String())
+	}
+	m.NoInit = false
+	m.Runs(1)
+}
+
 // A release that would not start here waits until its essential extension is there.
 func TestStagingWaitsForAnEssentialExtension(t *testing.T) {
 	t.Parallel()
@@ -316,7 +342,8 @@ func TestModulesOfExtensions(t *testing.T) {
 	})
 	driver.Modules = true
 	plain := machinetest.NewExtension(t, "plain", 2, false, map[string]string{in + "modules.dep": "updates/net.ko:\n", "usr/bin/net": "net"})
-	m := machinetest.Extended(t, driver, plain)
+	broken := machinetest.NewExtension(t, "broken", 3, false, map[string]string{strings.TrimSuffix(in, "/"): "no directory", "usr/bin/broken": "x"})
+	m := machinetest.Extended(t, driver, plain, broken)
 	for name, text := range map[string]string{"modules.dep": "kernel/ext4.ko:\n", "modules.dep.bin": dep("ext4"), "modules.builtin": "kernel/loop.ko\n", "modules.symbols": "alias symbol:x ext4\n"} {
 		at := filepath.Join(m.Root, "sysroot", in, name)
 		m.Must(os.MkdirAll(filepath.Dir(at), 0o755))
@@ -330,8 +357,13 @@ func TestModulesOfExtensions(t *testing.T) {
 	proc := filepath.Join(m.Root, "proc/sys/kernel")
 	m.Must(os.MkdirAll(proc, 0o755))
 	m.Must(os.WriteFile(filepath.Join(proc, "osrelease"), []byte("6.12.0-test\n"), 0o644))
-	m.Runs(1, "extension driver, root hash")
+	m.Enable("driver", "plain", "broken") // whose damage is its own
+	m.Runs(1, "extension driver, root hash", "extension broken is left out: its kernel modules' indexes cannot be read")
 	have := m.Overlaid["usr"]
+	if _, there := have["bin/broken"]; there || stateOf(m, "broken").Opened || !stateOf(m, "driver").Opened {
+		t.Errorf("one whose modules cannot be read is part of the system, or another one is not: %v", have)
+	}
+	m.Enable("driver", "plain")
 	for name, want := range map[string]string{
 		"modules.dep": "kernel/ext4.ko:\nupdates/gpu.ko:\nupdates/net.ko:\n", "modules.builtin": "kernel/loop.ko\n", "modules.symbols": "alias symbol:x ext4\n", "updates/gpu.ko": "gpu",
 	} {
@@ -347,6 +379,35 @@ func TestModulesOfExtensions(t *testing.T) {
 	m.Runs(1, "its kernel modules cannot be had beside the image's")
 	if len(m.Overlaid) > 0 {
 		t.Errorf("an index that cannot be merged hides the kernel's: %v", m.Overlaid)
+	}
+}
+
+// What the machine has of its own below /opt is mounted over the extensions' /opt: an overlay
+// shows no mount of its layers. /opt as a whole lies below it.
+func TestOwnDirectoriesInOpt(t *testing.T) {
+	t.Parallel()
+	for own, above := range map[string]bool{"/opt/own": true, "/opt": false} {
+		m := machinetest.Extended(t, disk(t, 2))
+		m.Must(os.MkdirAll(filepath.Join(m.Root, "sysroot/opt/own"), 0o755))
+		conf := filepath.Join(m.Root, "sysroot", stateconf.Path)
+		m.Must(os.MkdirAll(filepath.Dir(conf), 0o755))
+		m.Must(os.WriteFile(conf, []byte("bind /var\nbind "+own+"\n"), 0o644))
+		m.Enable("disk")
+		m.Runs(1)
+		at, overlay := filepath.Join(m.Root, "sysroot", own), filepath.Join(m.Root, "sysroot/opt")
+		var order []string
+		for _, target := range m.Mounted {
+			if target == at || target == overlay {
+				order = append(order, target)
+			}
+		}
+		want := []string{overlay, at}
+		if got := m.Overlaid["opt"]["disk/x"]; got != "x" || !slices.Equal(order, want) {
+			t.Errorf("%s: /opt/disk/x is %q, and mounted are %q, want %q", own, got, order, want)
+		}
+		if m.Said.String() != "" && strings.Contains(m.Said.String(), "/opt is read-only") == above {
+			t.Errorf("%s: %s", own, m.Said.String())
+		}
 	}
 }
 

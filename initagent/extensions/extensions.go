@@ -246,7 +246,30 @@ func fits(h *host.Host, at string, entries []stateconf.Entry) error {
 			return err
 		}
 	}
-	return leadsTo(at, modules)
+	if err := leadsTo(at, modules); err != nil {
+		return err
+	}
+	return readable(at)
+}
+
+// readable is an error where a directory of an extension cannot be read. Its overlay looks
+// for each of the image's names there first, and has none of them where that fails: so one
+// damaged block would take the system's own files away, its init with them. No block that
+// only a file has is read here: an extension hides no file of the image.
+func readable(at string) error {
+	for _, tree := range trees {
+		top := filepath.Join(at, tree)
+		err := filepath.WalkDir(top, func(name string, _ fs.DirEntry, err error) error {
+			if err != nil && (name != top || !errors.Is(err, fs.ErrNotExist)) {
+				return fmt.Errorf("its /%s cannot be read, and would hide the system's: %w", strings.TrimPrefix(name, at+"/"), err)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // modules is where a system has its kernels' modules. An extension may have more of them.

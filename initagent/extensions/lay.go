@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/bounded"
-	"halogenos.internal/boot/extension"
 	"halogenos.internal/boot/journal"
 	"halogenos.internal/boot/modindex"
 	"halogenos.internal/boot/stateconf"
@@ -24,7 +23,7 @@ import (
 //
 // The layers are mounted nowhere else from then on, but for /opt: the overlays hold them.
 func LayUsr(h *host.Host) error {
-	if h.Extensions == nil || !anyOpened(h) {
+	if !h.Extensions.Opens() {
 		return nil
 	}
 	indexes := layModules(h)
@@ -36,14 +35,20 @@ func LayUsr(h *host.Host) error {
 	return errors.Join(err, h.Extensions.Stops())
 }
 
+// OwnOpt reports whether /opt as a whole is the machine's own: then it is mounted before LayOpt.
+// What the machine has below it is mounted after, since an overlay shows no mount of its layers.
+func OwnOpt(entries []stateconf.Entry) bool {
+	return slices.ContainsFunc(entries, func(e stateconf.Entry) bool { return e.Path == "/"+trees[1] })
+}
+
 // LayOpt lays them over /opt, once it is mounted where it is the machine's own.
 func LayOpt(h *host.Host, entries []stateconf.Entry) error {
-	if h.Extensions == nil || !anyOpened(h) {
+	if !h.Extensions.Opens() {
 		return nil
 	}
 	lay(h, trees[1], "")
 	var err error
-	own := slices.ContainsFunc(entries, func(e stateconf.Entry) bool { return e.Path == "/"+trees[1] })
+	own := OwnOpt(entries)
 	for i, s := range h.Extensions.States {
 		if !s.Opened {
 			continue
@@ -54,10 +59,6 @@ func LayOpt(h *host.Host, entries []stateconf.Entry) error {
 		err = errors.Join(err, h.Unmount(place(h, i)))
 	}
 	return errors.Join(err, h.Extensions.Stops())
-}
-
-func anyOpened(h *host.Host) bool {
-	return slices.ContainsFunc(h.Extensions.States, func(s extension.State) bool { return s.Opened })
 }
 
 // lay lays one directory of all extensions over the system's, and top over them, unless it is
@@ -124,7 +125,8 @@ func layModules(h *host.Host) (at string) {
 	return ""
 }
 
-// mergeModules reads and merges the indexes. with are the extensions that have any.
+// mergeModules reads and merges the indexes. with are the extensions that have any. One whose
+// own cannot be read is left out alone: no other one fails by its damage.
 func mergeModules(h *host.Host) (files map[string][]byte, with []int, directory string, err error) {
 	running, err := os.ReadFile(h.Path(osRelease))
 	release := strings.TrimSpace(string(running))
@@ -136,10 +138,9 @@ func mergeModules(h *host.Host) (files map[string][]byte, with []int, directory 
 		}
 		has, _ := isDirectory(filepath.Join(place(h, i), modules))
 		own, failed := indexes(place(h, i), directory)
-		if err == nil && failed != nil {
-			err = fmt.Errorf("extension %s: %w", s.Name, failed)
-		}
 		switch {
+		case failed != nil:
+			leaveOut(h, []int{i}, fmt.Errorf("its kernel modules' indexes cannot be read: %w", failed))
 		case len(own) > 0, err != nil && has:
 			layers, with = append(layers, own), append(with, i)
 		case s.Modules:

@@ -55,13 +55,20 @@ func MountState(h *host.Host) error {
 	if err := extensions.LayUsr(h); err != nil {
 		return err
 	}
+	if !extensions.OwnOpt(entries) {
+		if err := extensions.LayOpt(h, entries); err != nil {
+			return err
+		}
+	}
 	for _, e := range entries {
 		if err := mountEntry(h, e); err != nil {
 			return fmt.Errorf("state directory %s: %w", e.Path, err)
 		}
 	}
-	if err := extensions.LayOpt(h, entries); err != nil {
-		return err
+	if extensions.OwnOpt(entries) {
+		if err := extensions.LayOpt(h, entries); err != nil {
+			return err
+		}
 	}
 	mountShared(h)
 	if updater != nil {

@@ -200,6 +200,9 @@ func (o mounts) SwitchRoot(string, []string) error {
 		o.m.T.Error("the system could read the phrase")
 	}
 	o.m.NothingUnseals("the system")
+	if o.m.NoInit {
+		return &fs.PathError{Op: "execute", Path: "/sbin/init", Err: syscall.EIO}
+	}
 	panic(Halt{"system"})
 }
 

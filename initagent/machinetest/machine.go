@@ -189,6 +189,7 @@ type Machine struct {
 	StuckFile      string            // it cannot be removed
 	Programs       map[string]uint32 // of the image, which run as the user with a number
 	UnfitFile      string            // it is a link, or no file
+	NoInit         bool              // the system's init cannot be read
 	NoLoop         bool              // the kernel has no loop devices
 	NoOverlay      string            // it lays nothing over this directory
 	ListText       string            // the list of extensions in the initramfs, where it is not the release's
