@@ -31,12 +31,13 @@ func validNames(names []string) bool {
 	return len(names) > 0 && len(names) <= contract.MaxExtensions
 }
 
-// EnableExtensions implements org.halogenos.Update.
+// EnableExtensions implements org.halogenos.Update. Leave to fetch, which an administrator may
+// give to everyone since releases are signed, is no leave to choose what the system is made of.
 func (c *call) EnableExtensions(ctx context.Context, r reply, names []string, asking *bool) error {
 	if !validNames(names) {
 		return r.ReplyInvalidParameter(ctx, "names")
 	}
-	if ok, err := c.allowed(ctx, &r, polkit.Fetch, asking); !ok {
+	if ok, err := c.allowed(ctx, &r, polkit.Configure, asking); !ok {
 		return err
 	}
 	within, cancel := context.WithCancelCause(ctx)
@@ -73,7 +74,7 @@ func (c *call) DisableExtensions(ctx context.Context, r reply, names []string, a
 	if !validNames(names) {
 		return r.ReplyInvalidParameter(ctx, "names")
 	}
-	if ok, err := c.allowed(ctx, &r, polkit.Fetch, asking); !ok {
+	if ok, err := c.allowed(ctx, &r, polkit.Configure, asking); !ok {
 		return err
 	}
 	v, err := c.Service.DisableExtensions(names)

@@ -273,11 +273,11 @@ func TestWithoutRights(t *testing.T) {
 		"Follow":     {polkit.Status, func() error { _, _, err := update.Follow().Call(ctx, c, &yes); return err }},
 		"Cancel":     {polkit.Fetch, func() error { return update.Cancel().Call(ctx, c, &yes) }},
 		"Extensions": {polkit.Status, func() error { _, err := update.Extensions().Call(ctx, c, &yes); return err }},
-		"EnableExtensions": {polkit.Fetch, func() error {
+		"EnableExtensions": {polkit.Configure, func() error {
 			_, _, err := update.EnableExtensions().Call(ctx, c, []string{"vpn"}, &yes)
 			return err
 		}},
-		"DisableExtensions": {polkit.Fetch, func() error {
+		"DisableExtensions": {polkit.Configure, func() error {
 			_, err := update.DisableExtensions().Call(ctx, c, []string{"vpn"}, &yes)
 			return err
 		}},
