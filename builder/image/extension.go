@@ -33,6 +33,7 @@ type extension struct {
 	sum      []byte             // SHA-256 of its file
 	packages []sbom.Package     // that the image does not have
 	modules  int
+	hidden   []string // names that it may not have
 }
 
 // checkExtensions refuses extensions whose sources are not there, before anything takes long.

@@ -264,6 +264,8 @@ func TestExtensionsThatAreRefused(t *testing.T) {
 		{"another system", write(releaseDir+"/extension-release.vpn", "ID=fedora\n"), "says ID=fedora, and the image's os-release ID=test"},
 		{"another version", write(releaseDir+"/extension-release.vpn", "ID=test\nVERSION_ID=12\n"), "VERSION_ID=12, and the image's os-release VERSION_ID=13 (of 1)"},
 		{"another level", write(releaseDir+"/extension-release.vpn", "SYSEXT_LEVEL=2\n"), "SYSEXT_LEVEL=2, and the image's os-release has no SYSEXT_LEVEL"},
+		{"the machine's own", write("usr/local/bin/vpn", "x"), "has /usr/local, which the boot or /usr/lib/halogen/state.conf gives to the machine"},
+		{"the updater's place", write("usr/libexec/fwupd/efi/fwupdx64.efi", "x"), "has /usr/libexec/fwupd/efi, which the boot"},
 		{"a whiteout by name", write("usr/lib/.wh.one", ""), "takes a file of another layer away"},
 		{"a pipe", func(dir string) error { return syscall.Mkfifo(filepath.Join(dir, "usr/lib/pipe"), 0o644) }, "is a device or a pipe"},
 		{"a secret", write("usr/lib/key", string(privateKey(t))), "/usr/lib/key at byte"},

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	bootext "halogenos.internal/boot/extension"
+	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/builder/modules"
 	"halogenos.internal/builder/rootfs"
 )
@@ -29,6 +31,9 @@ func (b *build) lookThrough(e *extension) error {
 	}
 	if len(top) == 0 {
 		return errors.New("is empty: want a source with files below usr/ or opt/")
+	}
+	if e.hidden, err = b.hidden(); err != nil {
+		return err
 	}
 	files, setID := 0, ""
 	err = filepath.WalkDir(e.tree.Dir(), func(file string, d fs.DirEntry, err error) error {
@@ -78,8 +83,26 @@ func (b *build) lookAt(e *extension, name string, d fs.DirEntry) error {
 		return fmt.Errorf("has /%s, which is another extension's: want its source to have none, or /%s", name, releaseFileName(e.Name))
 	case path.Dir(name) == "usr/lib/modules" && path.Base(name) != b.parts.kernel.release:
 		return fmt.Errorf("has /%s, modules of another kernel than the image's, which is %s", name, b.parts.kernel.release)
+	case slices.Contains(e.hidden, name):
+		return fmt.Errorf("has /%s, which the boot or /%s gives to the machine: no machine would use this extension; give its files another place, or take an empty directory out", name, stateconf.Path)
 	}
 	return b.hides(e, name, d)
+}
+
+// hidden are the names for which a machine leaves an extension out.
+func (b *build) hidden() ([]string, error) {
+	text, err := b.tree.ReadFile(stateconf.Path, stateconf.MaxSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		text, err = []byte(stateconf.Default), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	entries, err := stateconf.Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("/%s: %w", stateconf.Path, err)
+	}
+	return bootext.Hidden(entries), nil
 }
 
 // hides refuses a file that lies where the image has one. Directories are the same in both,

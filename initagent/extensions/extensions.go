@@ -28,7 +28,6 @@ import (
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/bootinfo"
-	"halogenos.internal/initagent/fwupd"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/ownstate"
@@ -241,7 +240,7 @@ func fits(h *host.Host, at string, entries []stateconf.Entry) error {
 	if !some {
 		return errors.New("it has neither /usr nor /opt")
 	}
-	for _, name := range hidden(entries) {
+	for _, name := range extension.Hidden(entries) {
 		if err := hides(at, name); err != nil {
 			return err
 		}
@@ -274,20 +273,6 @@ func readable(at string) error {
 
 // modules is where a system has its kernels' modules. An extension may have more of them.
 const modules = "usr/lib/modules"
-
-// hidden are the names that no extension may have: what says which system this is, what the
-// boot lays over the image, and the directories that state.conf gives to the machine. /opt as a
-// whole is laid over the machine's own.
-func hidden(entries []stateconf.Entry) []string {
-	names := []string{"usr/lib/os-release", path.Dir(stateconf.Path), fwupd.Directory}
-	for _, e := range entries {
-		name := strings.TrimPrefix(e.Path, "/")
-		if below, _, is := strings.Cut(name, "/"); is && (below == trees[0] || below == trees[1]) {
-			names = append(names, name)
-		}
-	}
-	return names
-}
 
 // opaque is how an overlay knows a directory that hides those below it (kernel documentation,
 // filesystems/overlayfs.rst).

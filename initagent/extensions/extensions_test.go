@@ -3,29 +3,13 @@ package extensions
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
-	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/boot/testkit"
 )
-
-func TestHidden(t *testing.T) {
-	entries, err := stateconf.Parse([]byte(stateconf.Default + "bind /usr/share/own\n"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []string{"usr/lib/os-release", "usr/lib/halogen", "usr/libexec/fwupd/efi", "usr/local", "usr/share/own"}
-	if got := hidden(entries); !slices.Equal(got, want) {
-		t.Errorf("%q, want %q", got, want)
-	}
-	if entries, err = stateconf.Parse([]byte("bind /opt/own\n")); err != nil || !slices.Contains(hidden(entries), "opt/own") {
-		t.Errorf("%v, %v", entries, err)
-	}
-}
 
 // What an overlay takes for a directory that hides those below, or for a file that was
 // removed, is found out.

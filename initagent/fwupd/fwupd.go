@@ -16,6 +16,7 @@ import (
 	"halogenos.internal/boot/authenticode"
 	"halogenos.internal/boot/bls"
 	"halogenos.internal/boot/bounded"
+	"halogenos.internal/boot/extension"
 	"halogenos.internal/initagent/fetched"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/rootpart"
@@ -24,7 +25,7 @@ import (
 // Directory is where a system has fwupd's EFI programs, by its path in the image. fwupd
 // takes the file whose name ends in .signed where Secure Boot is on
 // (fu_uefi_get_built_app_path of fwupd 2).
-const Directory = "usr/libexec/fwupd/efi"
+const Directory = extension.Updater
 
 const (
 	program = "fwupdx64.efi"
