@@ -189,7 +189,8 @@ func (r *run) first(ctx context.Context, version string) error {
 		return nil
 	}
 	if _, err := os.Lstat(r.handed); err == nil {
-		if err = r.given(ctx, r.handed); err == nil || !r.person() {
+		err = r.given(ctx, r.handed)
+		if _, asked := errors.AsType[unanswered](err); err == nil || asked || !r.person() {
 			return err
 		}
 		fmt.Fprintf(r.call.Stdout, "the answers of the installation were not taken: %v\n", err)
@@ -199,6 +200,14 @@ func (r *run) first(ctx context.Context, version string) error {
 	}
 	return r.ask(ctx, nil)
 }
+
+// unanswered is why a person who was asked has given no answers. All that the installer left stays
+// for the next start then: somebody who ends the terminal's input is not to be asked for what it
+// has answered, such as who may become root.
+type unanswered struct{ error }
+
+// Unwrap has errors.Is find what it was.
+func (u unanswered) Unwrap() error { return u.error }
 
 // given takes the answers of a file at the first start, and asks for what the file leaves to
 // that. Nothing is done before somebody has answered: cut until then, the next start finds
@@ -255,7 +264,7 @@ func (r *run) ask(ctx context.Context, given *answers.Answers) error {
 	}
 	if err != nil {
 		stop()
-		return err
+		return unanswered{err}
 	}
 	defer questions.Clear(a)
 	for {
@@ -277,7 +286,7 @@ func (r *run) ask(ctx context.Context, given *answers.Answers) error {
 		stop = r.untilInterrupted(ctx, command.Failed, "interrupted")
 		if a.Account.Typed, err = p.Password(a.Account.Name); err != nil {
 			stop()
-			return err
+			return unanswered{err}
 		}
 	}
 }

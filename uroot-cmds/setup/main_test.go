@@ -241,6 +241,24 @@ func TestInstallerLeft(t *testing.T) {
 	}
 }
 
+// Somebody who stands in front of the machine at its first start, and ends the terminal's input
+// (Ctrl-D) instead of answering, does not come by the questions that the installer has answered:
+// an account of their own could become root in the place of the owner's.
+func TestInstallerLeftUnanswered(t *testing.T) {
+	b := newBox(t)
+	b.write(steps.HandedFile, `{"version":1,"account":{"name":"alice","password_hash":"`+hash+`"},"ask":["host_name"]}`)
+	asks := 0
+	b.asked = func(string) {
+		if asks++; asks == 2 {
+			b.lines = []string{"", "box", "", "mallory", "evil horse", "evil horse", "yes"}
+		}
+	}
+	code, out, errs := commandtest.Run(b.cmd(), "--first-start")
+	if code != command.Failed || asks != 1 || len(b.ran) > 0 || !b.has(steps.FirstFile) || !b.has(steps.HandedFile) {
+		t.Errorf("%d, %q, %q, asked %d times, ran %q\n%s", code, out, errs, asks, b.ran, &b.said)
+	}
+}
+
 // A device whose driver takes long to come, or that is plugged in while somebody answers, is
 // asked for.
 func TestWirelessComesLate(t *testing.T) {
