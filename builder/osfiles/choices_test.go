@@ -67,6 +67,14 @@ func localeArchive(names string, begins ...int) []byte {
 	return append(out, names...)
 }
 
+// Entries that all have one long name would take a thousand times the archive's room.
+func TestLongLocaleName(t *testing.T) {
+	archive := localeArchive(strings.Repeat("a", maxLocaleText), make([]int, 200)...)
+	if names, err := readLocaleArchive(bytes.NewReader(archive)); err == nil {
+		t.Errorf("%d names, the first of %d bytes", len(names), len(names[0]))
+	}
+}
+
 // What is read of an archive is bounded, and is no error of the program's.
 func FuzzLocaleArchive(f *testing.F) {
 	head := localeArchive("C.utf8", 0)

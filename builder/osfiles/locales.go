@@ -49,6 +49,7 @@ const (
 	localeEntry   = 3 * 4
 	maxLocales    = 1 << 16
 	maxLocaleText = 1 << 20
+	maxLocaleName = 255 // of a file that it can be made of; many entries can have one name
 )
 
 // readLocaleArchive returns the names in an archive of locales.
@@ -82,6 +83,9 @@ func readLocaleArchive(r io.ReaderAt) (names []string, err error) {
 			return nil, fmt.Errorf("its entry %d has a name at byte %d, outside of its names", n, name)
 		}
 		text, _, _ := bytes.Cut(texts[name-textAt:], []byte{0})
+		if len(text) > maxLocaleName {
+			return nil, fmt.Errorf("its entry %d has a name of more than %d bytes", n, maxLocaleName)
+		}
 		names = append(names, string(text))
 	}
 	return names, nil
