@@ -68,8 +68,12 @@ func (b *screenBackend) Plan(d install.Disk, chosen install.Choice) (*install.Pl
 	return install.NewPlan(b.source, now, facts, ids, choice), nil
 }
 
-// Choices implements screen.Backend.
+// Choices implements screen.Backend. What was answered before, for a disk that somebody has gone back
+// from, is gone; answers of a file stay.
 func (b *screenBackend) Choices(chosen install.Choice) *questions.Choices {
+	if b.flags.setup == "" {
+		b.flags.answers, b.source.ESP.Setup = nil, nil
+	}
 	choice := b.flags.choice()
 	choice.KeepRoot = choice.KeepRoot || chosen.KeepRoot
 	if !b.source.Asks(choice) {

@@ -356,3 +356,24 @@ func TestInstallAsksNobody(t *testing.T) {
 		t.Error("a root partition that is kept has its accounts")
 	}
 }
+
+// Somebody who goes back to the disks is asked again: what they have answered before is gone, so
+// that another root partition can be kept all the same. Answers of a file stay.
+func TestAsksAgainOnScreen(t *testing.T) {
+	b := &screenBackend{source: &install.Source{Choices: &questions.Choices{}}}
+	host := &answers.Answers{Version: answers.Version, HostName: "kitchen"}
+	if err := b.SetUp(host); err != nil || b.flags.answers == nil || b.source.ESP.Setup == nil {
+		t.Fatalf("%v, %q", err, b.flags.answers)
+	}
+	if c := b.Choices(install.Choice{KeepRoot: true}); c != nil || b.flags.answers != nil || b.source.ESP.Setup != nil {
+		t.Errorf("a root partition that is kept gets %q, and %q with the image", b.flags.answers, b.source.ESP.Setup)
+	}
+	if err := b.SetUp(host); err != nil || b.Choices(install.Choice{}) == nil {
+		t.Errorf("%v: nobody is asked again", err)
+	}
+	file := []byte(`{"version":1}`)
+	b.flags.setup, b.flags.answers, b.source.ESP.Setup = "setup.json", file, file
+	if c := b.Choices(install.Choice{}); c != nil || !bytes.Equal(b.flags.answers, file) || !bytes.Equal(b.source.ESP.Setup, file) {
+		t.Errorf("answers of a file: %q, asked %v", b.flags.answers, c != nil)
+	}
+}
