@@ -107,16 +107,12 @@ func checkMasks(dib []byte, header, depth uint64) error {
 	if header < rgbHeader {
 		return nil
 	}
-	masks := map[string]uint32{}
-	for i, color := range []string{"red", "green", "blue"} {
-		masks[color] = binary.LittleEndian.Uint32(dib[infoHeader+4*i:])
+	colors := []string{"red", "green", "blue"}
+	if header >= rgbaHeader && binary.LittleEndian.Uint32(dib[rgbHeader:]) != 0 {
+		colors = append(colors, "alpha")
 	}
-	if header >= rgbaHeader {
-		if alpha := binary.LittleEndian.Uint32(dib[rgbHeader:]); alpha != 0 {
-			masks["alpha"] = alpha
-		}
-	}
-	for color, mask := range masks {
+	for i, color := range colors {
+		mask := binary.LittleEndian.Uint32(dib[infoHeader+4*i:])
 		n := bits.OnesCount32(mask)
 		if n == 0 || n > 8 || mask>>bits.TrailingZeros32(mask) != 1<<n-1 || uint64(bits.Len32(mask)) > depth {
 			return fmt.Errorf("its mask of %s is %#08x, which is not one to eight bits of a pixel side by side: save it with 24 bits a pixel", color, mask)
