@@ -163,3 +163,15 @@ func TestKeyringMark(t *testing.T) {
 		silent(t, name, []byte("gkm_secret_textual_write\x00\x00"+mark+after))
 	}
 }
+
+// Debian's KDE has catalogs of Qt's that are empty but for their language: 24 bytes. A key
+// behind the magic number is found.
+func TestEmptyCatalog(t *testing.T) {
+	magic := "\x3c\xb8\x64\x18\xca\xef\x9c\x95\xcd\x21\x1c\xbf\x60\xa1\xbd\xdd"
+	for _, data := range []string{magic, magic + "\xa7\x00\x00\x00\x03csb"} {
+		silent(t, "/kauth6_qt.qm", []byte(data))
+	}
+	if f := searched(t, "/kauth6_qt.qm", []byte(magic+"\x8f\x01\xd2\x7b\xe4\x30\xc9\x56")); len(f) != 1 || f[0].Rule != ruleKeyFile {
+		t.Errorf("another file of 24 bytes: found %v", f)
+	}
+}

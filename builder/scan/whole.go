@@ -18,7 +18,7 @@ func whole(data []byte, isFile bool, found func(rule string, at int)) {
 	if keytab(data) {
 		found(ruleStore, 0)
 	}
-	if isFile && len(data) <= maxKeyFile && keyFile(data) && !isPNG(data) {
+	if isFile && len(data) <= maxKeyFile && keyFile(data) && !isPNG(data) && !emptyQM(data) {
 		found(ruleKeyFile, 0)
 	}
 	if isFile && machineID.Match(data[:min(len(data), 64)]) {
@@ -38,6 +38,16 @@ var (
 	machineID      = regexp.MustCompile(`\A[0-9a-f]{32}\n?\z`)
 	gitCredentials = regexp.MustCompile(`\A(?:https?://[^:@/\s]+:[^@/\s]+@[^\s/]+[^\s]*\n)+\z`)
 )
+
+// emptyQM reports whether data is a catalog of Qt's without a translation: its magic number,
+// which is as good as random, and at most the section that names its language (qtbase,
+// qtranslator.cpp).
+func emptyQM(data []byte) bool {
+	rest, is := bytes.CutPrefix(data, []byte("\x3c\xb8\x64\x18\xca\xef\x9c\x95\xcd\x21\x1c\xbf\x60\xa1\xbd\xdd"))
+	return is && (len(rest) == 0 || rest[0] == 0xa7 && languageSection.Match(rest[1:]))
+}
+
+var languageSection = regexp.MustCompile(`\A\x00\x00\x00[\x01-\x10][A-Za-z_@]+\z`)
 
 // keySizes are those of keys, in bytes: of ciphers, of TLS session tickets, of
 // key files that cryptsetup's manual and installers make, and of systemd's
