@@ -47,7 +47,8 @@ func keyDER(data []byte) []byte {
 	return der
 }
 
-// selfTests are these keys: the SHA-256 of the private key's DER, and whose it is.
+// selfTests are these keys, and keys that published protocols have for everybody: the SHA-256
+// of the private key's DER, and whose it is.
 var selfTests = map[string]string{
 	"c641a1eb8cab9142984bb32f6861a3f9c69ee8d12e440ca0ef871f53d6fb8168": "Linux, crypto/testmgr.h: RSA of 512 bits, which kernels without FIPS 140 have",
 	"9ac20020fcebd801079a5ad0381ebe3d83e4f715b1854e934a2be0acee464d6b": "Linux, crypto/testmgr.h: RSA of 1024 bits, which the same have",
@@ -73,4 +74,7 @@ var selfTests = map[string]string{
 	"0294b4406902e33bb02f89eaf4c691328790d7a9cd01b873d68edac994f310a1": "GnuTLS: GOST R 34.10-2001",
 	"d245e52c341a76645e1b0e56c58dc964cd4f3ecaea64a9c6d6db9897d4948a8a": "GnuTLS: GOST R 34.10-2012 of 256 bits",
 	"87e288dc7dbc29a24241b596ec8c84f949d9f09f34fc0cf69242481fb2274770": "GnuTLS: GOST R 34.10-2012 of 512 bits",
+	"c92270ee5b47c115eba1ea23276388e96405b7d0da7d1f3f8d308bd5786d30db": "FIDO U2F Raw Message Formats, section 8.1: P-256, the example's, which Chromium's virtual authenticator signs with",
+	"cf7ef4b19799d760f13cff5d279c52a83fec6b71e4e51ec0ca6561d87b2da556": "the same, without PKCS#8",
+	"841a699348fd06b29fe1f21845434ea3153c482396c0f60a739ede07a6b2440d": "stoken, sdtid.c: RSA of 1024 bits, which signs lists of tokens",
 }

@@ -17,6 +17,12 @@ const gnutlsP256 = `MHcCAQEEIPAKWV7+pZe9c5EubMNfAEKWRQtP/MvlO9HehwHmJssNoAoGCCqG
 AwEHoUQDQgAE2CNONRio3ciuXtoomJKs3MdbzLbd44VPhtzJN30VLFm5gvnfiCj2
 zzz7pl9Cv0ECHl6yedNI8QEKdcwCDgEmkQ==`
 
+// u2fExample is the attestation key of the example in FIDO's U2F Raw Message Formats 1.2,
+// section 8.1, which Chromium and so QtWebEngine have.
+const u2fExample = `MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg8/zMDQDYAxlU+Qhk
+1Dwkf0v18GZca1DMF3SaJ9HPdmShRANCAASNYX5lyVCOZLzFZzrIKmeZ2jwURmgs
+JYxGP//fWN/S+j5sN4tT15XEpN/7QZnt14YvI6uvAgO0uJEboFaZlOEB`
+
 // TestSelfTests finds no key by which a library tests itself, in whatever form and
 // file, and every other key beside it.
 func TestSelfTests(t *testing.T) {
@@ -37,6 +43,7 @@ func TestSelfTests(t *testing.T) {
 		{"PEM of another key", inPEM(changed), rulePEM},
 		{"DER of another key", string(changed), ruleDER},
 		{"PEM whose end is missing", strings.TrimSuffix(inPEM(der), "-----END EC PRIVATE KEY-----\n"), rulePEM},
+		{"DER of a protocol's example", string(must[[]byte](t)(base64.StdEncoding.DecodeString(u2fExample))), ""},
 		{"another key after it", inPEM(der) + inPEM(fresh), rulePEM},
 		{"another key before it", inPEM(fresh) + inPEM(der), rulePEM},
 		{"another key after it, in DER", string(der) + string(fresh), ruleDER},
