@@ -11,7 +11,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
@@ -113,14 +112,22 @@ func (b *build) dropIndexes(e *extension) error {
 		return err
 	}
 	for _, name := range names {
-		if !strings.HasPrefix(name, "modules.") {
-			continue
+		name = path.Join(b.moduleDir(), name)
+		info, err := e.tree.Lstat(name)
+		if err == nil && ofDepmod(name, info.IsDir()) {
+			err = e.tree.Remove(name)
 		}
-		if err := e.tree.Remove(path.Join(b.moduleDir(), name)); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ofDepmod reports whether a name in a tree is of a file that depmod writes. Neither a
+// directory nor a module is one, whatever its name.
+func ofDepmod(name string, dir bool) bool {
+	return !dir && path.Dir(path.Dir(name)) == "usr/lib/modules" && modindex.Is(path.Base(name)) && !modules.IsModule(name)
 }
 
 // extensionModules treats the extension's kernel modules as the image's, and writes

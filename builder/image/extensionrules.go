@@ -228,7 +228,7 @@ func (c claims) add(e *extension) error {
 		if err != nil {
 			return err
 		}
-		if strings.HasPrefix(name, "usr/lib/modules/") && strings.HasPrefix(path.Base(name), "modules.") {
+		if ofDepmod(name, d.IsDir()) {
 			return nil
 		}
 		if strings.HasPrefix(name, "usr/lib/modules/") && modules.IsModule(name) {

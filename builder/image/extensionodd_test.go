@@ -1,0 +1,33 @@
+package image
+
+import (
+	"strings"
+	"testing"
+
+	"halogenos.internal/builder/rootfs/rootfstest"
+)
+
+// What has a name like depmod's files, and is none, is the extension's as any other file.
+func TestNamesLikeDepmods(t *testing.T) {
+	o := withExtensions(t, map[string]rootfstest.Files{"vpn": {
+		moduleDir + "modules.extra/a.ko": driver(t), moduleDir + "modules.b.ko": driver(t), moduleDir + "modules.order": []byte("x\n"),
+	}})
+	mustBuild(t, o)
+	list := listed(t, o.Out)
+	if !list[0].Modules {
+		t.Error("the UKI knows of no modules")
+	}
+	root := unpackExtension(t, o.Out, &list[0])
+	for name, want := range map[string]string{"modules.dep": "modules.b.ko:\nmodules.extra/a.ko:\n", "modules.extra/a.ko": string(driver(t)), "modules.b.ko": string(driver(t))} {
+		if got := string(read(t, root, moduleDir+name)); got != want {
+			t.Errorf("%s is %.80q, want %.80q", name, got, want)
+		}
+	}
+	if names := listing(t, root+"/"+moduleDir); strings.Contains(strings.Join(names, " "), "modules.order") {
+		t.Errorf("depmod's files of the source are kept: %q", names)
+	}
+	o = withExtensions(t, map[string]rootfstest.Files{"a": {moduleDir + "extra/modules.list": []byte("a")}, "b": {moduleDir + "extra/modules.list": []byte("b")}})
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "extra/modules.list is in the extension a, too") {
+		t.Errorf("the same file in two extensions: %v", err)
+	}
+}
