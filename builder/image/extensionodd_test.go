@@ -1,9 +1,11 @@
 package image
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/rootfs/rootfstest"
 )
 
@@ -29,5 +31,19 @@ func TestNamesLikeDepmods(t *testing.T) {
 	o = withExtensions(t, map[string]rootfstest.Files{"a": {moduleDir + "extra/modules.list": []byte("a")}, "b": {moduleDir + "extra/modules.list": []byte("b")}})
 	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "extra/modules.list is in the extension a, too") {
 		t.Errorf("the same file in two extensions: %v", err)
+	}
+}
+
+// What the source says in its extension-release is kept as it is written there, and a shell reads
+// the same of it.
+func TestReleaseFileIsKept(t *testing.T) {
+	const own = "ID='_any'\nARCHITECTURE=\"x86-64\"\nSYSEXT_SCOPE=system\nA=\"say \\\"no\\\" to \\$HOME\"\nB='one'\"'\"'s'\n"
+	o := withExtensions(t, map[string]rootfstest.Files{"vpn": {releaseFileName("vpn"): []byte(own), "usr/lib/vpn/x": nil}})
+	mustBuild(t, o)
+	list := listed(t, o.Out)
+	file := filepath.Join(unpackExtension(t, o.Out, &list[0]), releaseFileName("vpn"))
+	said := testkit.Run(t, "sh", "-c", `. "$1" && echo "$ID|$VERSION_ID|$ARCHITECTURE|$SYSEXT_SCOPE|$A|$B"`, "sh", file)
+	if want := "test|13 (of 1)|x86-64|system|say \"no\" to $HOME|one's\n"; said != want {
+		t.Errorf("the shell reads %q, want %q", said, want)
 	}
 }

@@ -79,6 +79,8 @@ func (b *build) lookAt(e *extension, name string, d fs.DirEntry) error {
 		return fmt.Errorf("/%s is no directory", name)
 	case name == "usr/lib/os-release":
 		return fmt.Errorf("has /%s, which says what system this is: that is the image's to say (systemd-sysext(8))", name)
+	case name == releaseDir && !d.IsDir():
+		return fmt.Errorf("/%s is no directory, and is where each extension has its own file: take it out of the source", name)
 	case path.Dir(name) == releaseDir && name != releaseFileName(e.Name):
 		return fmt.Errorf("has /%s, which is another extension's: want its source to have none, or /%s", name, releaseFileName(e.Name))
 	case path.Dir(name) == "usr/lib/modules" && path.Base(name) != b.parts.kernel.release:
@@ -148,23 +150,23 @@ func (b *build) releaseFile(e *extension) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if system["ID"] == "" {
+	if unquoted(system["ID"]) == "" {
 		system["ID"] = "linux" // os-release(5)
 	}
 	own := releaseLines(had)
+	if err := b.fitsRelease(name, own, system); err != nil {
+		return err
+	}
 	var out strings.Builder
 	for _, key := range releaseKeys {
-		if is, ok := own[key]; ok && is != system[key] && (key != "ID" || is != "_any") {
-			return fmt.Errorf("/%s says %s=%s, and the image's os-release %s: correct it, or leave the file to the build", name, key, is, releaseValue(key, system))
-		}
 		if system[key] != "" {
-			fmt.Fprintf(&out, "%s=%s\n", key, quoted(system[key]))
+			fmt.Fprintf(&out, "%s=%s\n", key, system[key])
 		}
 	}
 	fmt.Fprintf(&out, "IMAGE_ID=%s\nIMAGE_VERSION=%s\n", b.Config.ImageID, b.Version)
 	for _, key := range slices.Sorted(maps.Keys(own)) {
 		if !slices.Contains(releaseKeys, key) && key != "IMAGE_ID" && key != "IMAGE_VERSION" {
-			fmt.Fprintf(&out, "%s=%s\n", key, quoted(own[key]))
+			fmt.Fprintf(&out, "%s=%s\n", key, own[key])
 		}
 	}
 	if err := e.tree.AddFile(name, []byte(out.String()), 0o644, b.Date); err != nil {
@@ -179,34 +181,45 @@ func (b *build) releaseFile(e *extension) error {
 	return nil
 }
 
-func releaseValue(key string, system map[string]string) string {
-	if system[key] == "" {
-		return "has no " + key
+// fitsRelease refuses what the source says of the system that it is for, where that is another
+// one than the image's.
+func (b *build) fitsRelease(name string, own, system map[string]string) error {
+	const cure = "correct it, or leave the file to the build"
+	for _, key := range releaseKeys {
+		is, ok := own[key]
+		if is, want := unquoted(is), unquoted(system[key]); ok && is != want && (key != "ID" || is != "_any") {
+			has := key + "=" + want
+			if want == "" {
+				has = "has no " + key
+			}
+			return fmt.Errorf("/%s says %s=%s, and the image's os-release %s: %s", name, key, is, has, cure)
+		}
 	}
-	return key + "=" + system[key]
+	// As systemd writes it (systemd.unit(5), ConditionArchitecture=).
+	arch := strings.ReplaceAll(b.Config.Arch, "_", "-")
+	if is, ok := own["ARCHITECTURE"]; ok && unquoted(is) != arch && unquoted(is) != "_any" {
+		return fmt.Errorf("/%s says ARCHITECTURE=%s, and the image is for %s: take the extension's files for that one, or %s", name, unquoted(is), arch, cure)
+	}
+	if is, ok := own["SYSEXT_SCOPE"]; ok && !slices.Contains(strings.Fields(unquoted(is)), "system") {
+		return fmt.Errorf("/%s says SYSEXT_SCOPE=%s, by which it is not for a system that runs: %s", name, unquoted(is), cure)
+	}
+	return nil
 }
 
-// releaseLines reads os-release(5), or what is written in the same way.
+// releaseLines reads os-release(5), or what is written in the same way. The values are as they
+// are written, in quotation marks or without.
 func releaseLines(text []byte) map[string]string {
 	values := make(map[string]string)
 	for line := range strings.Lines(string(text)) {
 		key, value, ok := strings.Cut(strings.TrimSpace(line), "=")
 		if ok && key != "" && key[0] != '#' {
-			values[key] = strings.Trim(value, `"'`)
+			values[key] = value
 		}
 	}
 	return values
 }
 
-// quoted is a value as os-release(5) has it.
-func quoted(value string) string {
-	if strings.ContainsFunc(value, func(r rune) bool {
-		return !strings.ContainsRune("._-+:/~", r) && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
-	}) {
-		return `"` + value + `"`
-	}
-	return value
-}
+func unquoted(value string) string { return strings.Trim(value, `"'`) }
 
 // claims are the names of what extensions have, and of which each is: true for a
 // directory. A machine has any of them enabled, in no order that an owner would know.
