@@ -204,15 +204,27 @@ func (b *build) stage(ctx context.Context) error {
 		return fmt.Errorf("read root file system: %w", err)
 	}
 	done("")
-	if sockets := tree.Sockets(); len(sockets) > 0 {
-		b.Progress.Note("sockets of the root file system are left out: %d, such as /%s", len(sockets), sockets[0])
-	}
+	b.noteSockets("the root file system", tree)
 	return nil
+}
+
+// noteSockets says that a source had some.
+func (b *build) noteSockets(of string, t *rootfs.Tree) {
+	if sockets := t.Sockets(); len(sockets) > 0 {
+		b.Progress.Note("sockets of %s are left out: %d, such as /%s", of, len(sockets), sockets[0])
+	}
+}
+
+// noteDates says that a source had files whose date no image can have.
+func (b *build) noteDates(of string, t *rootfs.Tree) {
+	if file := t.BeforeEpoch(); file != "" {
+		b.Progress.Note("files of %s dated before 1970, such as /%s, get the date 1970-01-01", of, file)
+	}
 }
 
 // find looks for what the build needs in the tree, before anything takes long.
 func (b *build) find(context.Context) error {
-	if err := b.holes(); err != nil {
+	if err := b.holes("the root file system", b.tree); err != nil {
 		return err
 	}
 	var err error
@@ -274,9 +286,7 @@ func (b *build) sourceDate(now time.Time) error {
 	case b.Date.After(latest):
 		return fmt.Errorf("the source date %s (SOURCE_DATE_EPOCH) has not come yet: by this machine's clock it is %s", b.Date.Format(time.DateTime), now.UTC().Format(time.DateTime))
 	}
-	if file := b.tree.BeforeEpoch(); file != "" {
-		b.Progress.Note("files dated before 1970, such as /%s, get the date 1970-01-01", file)
-	}
+	b.noteDates("the root file system", b.tree)
 	return nil
 }
 

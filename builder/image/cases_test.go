@@ -441,7 +441,7 @@ func TestHoles(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		err := b.holes()
+		err := b.holes("the root file system", b.tree)
 		if text := fmt.Sprintf("%s%v", &said, err); !strings.Contains(text, want) || want == "" && text != "<nil>" || (err != nil) != (size == 20<<30) {
 			t.Errorf("%d bytes: %s", size, text)
 		}

@@ -83,7 +83,9 @@ func (b *build) stageExtension(ctx context.Context, e *extension) error {
 	if err := e.tree.Fill(ctx, e.Source, b.Config.Arch); err != nil {
 		return fmt.Errorf("read %s: %w", e.Source, err)
 	}
-	if err := b.takePackages(e); err != nil {
+	b.noteSockets("extension "+e.Name, e.tree)
+	b.noteDates("extension "+e.Name, e.tree)
+	if err := errors.Join(b.holes("its file system", e.tree), b.takePackages(e)); err != nil {
 		return err
 	}
 	if err := b.dropIndexes(e); err != nil {

@@ -267,6 +267,10 @@ func TestExtensionsThatAreRefused(t *testing.T) {
 		{"another architecture", write(releaseDir+"/extension-release.vpn", "ARCHITECTURE=arm64\n"), "says ARCHITECTURE=arm64, and the image is for x86-64"},
 		{"for an initramfs", write(releaseDir+"/extension-release.vpn", "SYSEXT_SCOPE=\"initrd portable\"\n"), "SYSEXT_SCOPE=initrd portable, by which it is not for a system that runs"},
 		{"a link for the directory of that file", func(dir string) error { return os.Symlink("../../opt/vpn", filepath.Join(dir, releaseDir)) }, "extension-release.d is no directory"},
+		{"holes for minutes", func(dir string) error {
+			one, two := filepath.Join(dir, "usr/lib/one"), filepath.Join(dir, "usr/lib/two")
+			return errors.Join(write("usr/lib/one", "")(dir), write("usr/lib/two", "")(dir), os.Truncate(one, 20<<30), os.Truncate(two, 20<<30))
+		}, "extension vpn: its file system: it has holes"},
 		{"the machine's own", write("usr/local/bin/vpn", "x"), "has /usr/local, which the boot or /usr/lib/halogen/state.conf gives to the machine"},
 		{"the updater's place", write("usr/libexec/fwupd/efi/fwupdx64.efi", "x"), "has /usr/libexec/fwupd/efi, which the boot"},
 		{"a whiteout by name", write("usr/lib/.wh.one", ""), "takes a file of another layer away"},

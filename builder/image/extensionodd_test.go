@@ -1,9 +1,16 @@
 package image
 
 import (
+	"bytes"
+	"errors"
+	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/rootfs/rootfstest"
@@ -45,5 +52,37 @@ func TestReleaseFileIsKept(t *testing.T) {
 	said := testkit.Run(t, "sh", "-c", `. "$1" && echo "$ID|$VERSION_ID|$ARCHITECTURE|$SYSEXT_SCOPE|$A|$B"`, "sh", file)
 	if want := "test|13 (of 1)|x86-64|system|say \"no\" to $HOME|one's\n"; said != want {
 		t.Errorf("the shell reads %q, want %q", said, want)
+	}
+}
+
+// What of a source does not get into the extension, and which rights its programs have, is said as
+// of the image.
+func TestWhatIsSaidOfExtensions(t *testing.T) {
+	var said bytes.Buffer
+	o := withExtensions(t, map[string]rootfstest.Files{"vpn": vpn()})
+	o.Progress = NewProgress(&said)
+	dir := o.Config.Extensions[0].Source
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "usr/bin/s"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	want := []string{"sockets of extension vpn are left out: 1, such as /usr/bin/s\n", "files of extension vpn dated before 1970, such as /usr/lib/same/two, get the date 1970-01-01\n"}
+	old := time.Unix(-1000, 0)
+	if err := errors.Join(l.Close(), os.Chtimes(filepath.Join(dir, "usr/lib/same/two"), old, old)); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 { // nobody else can set it
+		capable := []byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+		if err := unix.Setxattr(filepath.Join(dir, "usr/bin/vpn"), "security.capability", capable, 0); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, "(set-ID or capabilities), such as /usr/bin/vpn\n")
+	}
+	mustBuild(t, o)
+	for _, w := range want {
+		if !strings.Contains(said.String(), w) {
+			t.Errorf("%q is not said:\n%s", w, &said)
+		}
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	bootext "halogenos.internal/boot/extension"
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/builder/modules"
@@ -35,7 +37,7 @@ func (b *build) lookThrough(e *extension) error {
 	if e.hidden, err = b.hidden(); err != nil {
 		return err
 	}
-	files, setID := 0, ""
+	files, rights := 0, ""
 	err = filepath.WalkDir(e.tree.Dir(), func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -51,8 +53,10 @@ func (b *build) lookThrough(e *extension) error {
 		if !d.IsDir() {
 			files++
 		}
-		if info.Mode()&(fs.ModeSetuid|fs.ModeSetgid) != 0 && !d.IsDir() {
-			setID = name
+		if has, err := hasRights(file, info); err != nil {
+			return err
+		} else if has {
+			rights = name
 		}
 		return b.lookAt(e, filepath.ToSlash(name), d)
 	})
@@ -62,10 +66,25 @@ func (b *build) lookThrough(e *extension) error {
 	if files == 0 {
 		return errors.New("has no file: want a source with files below usr/ or opt/")
 	}
-	if setID != "" {
-		b.Progress.Note("extension %s has programs that run with other rights than those of their callers (set-ID), such as /%s", e.Name, setID)
+	if rights != "" {
+		b.Progress.Note("extension %s has programs that run with other rights than those of their callers (set-ID or capabilities), such as /%s", e.Name, rights)
 	}
 	return nil
+}
+
+// hasRights reports whether a program runs with other rights than its caller's.
+func hasRights(file string, info fs.FileInfo) (bool, error) {
+	if !info.Mode().IsRegular() {
+		return false, nil
+	}
+	if info.Mode()&(fs.ModeSetuid|fs.ModeSetgid) != 0 {
+		return true, nil
+	}
+	_, err := unix.Lgetxattr(file, "security.capability", nil)
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // lookAt judges one file of an extension.

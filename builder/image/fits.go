@@ -66,16 +66,16 @@ const manyHoles = 2 << 30
 
 // holes says early which file will keep mkfs.erofs busy with what is not in it, and
 // refuses what would do so for too long.
-func (b *build) holes() error {
-	all, largest, most, err := b.tree.Holes()
+func (b *build) holes(of string, t *rootfs.Tree) error {
+	all, largest, most, err := t.Holes()
 	if err != nil || all < manyHoles {
 		return err
 	}
 	if err := rootfs.CheckHoles(all); err != nil {
-		return fmt.Errorf("the root file system %w. The largest is /%s with %s", err, largest, megabytes(most))
+		return fmt.Errorf("%s: %w. The largest is /%s with %s", of, err, largest, megabytes(most))
 	}
-	b.Progress.Note("WARNING: the root file system has holes of %s, most of them in /%s (%s): %s reads them all, some seconds a gigabyte, and the image keeps a list of their blocks. If no machine needs the file, empty it (truncate -s 0)",
-		megabytes(all), largest, megabytes(most), erofs.Tool)
+	b.Progress.Note("WARNING: %s has holes of %s, most of them in /%s (%s): %s reads them all, some seconds a gigabyte, and the image keeps a list of their blocks. If no machine needs the file, empty it (truncate -s 0)",
+		of, megabytes(all), largest, megabytes(most), erofs.Tool)
 	return nil
 }
 
