@@ -17,6 +17,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/modindex"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/builder/config"
@@ -318,6 +319,20 @@ func TestExtensionSources(t *testing.T) {
 	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "/usr/lib/same/two is in the extension nvidia, too") {
 		t.Errorf("two with the same file: %v", err)
 	}
+	o = withExtensions(t, map[string]rootfstest.Files{"a": {"usr/lib/vpn/a": nil}, "b": {"usr/lib/vpn/b": nil}})
+	if err := os.Chmod(filepath.Join(o.Config.Extensions[0].Source, "usr/lib/vpn"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "extension b: the directory /usr/lib/vpn has owner ") || !strings.Contains(err.Error(), "and mode 0700 in the extension a") {
+		t.Errorf("a directory of two modes: %v", err)
+	}
+	o = options(t, rootWithoutOpt(t))
+	if err := o.Config.AddExtension("vpn=" + vpn().Write(t, false)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "has /opt, for which the image has no directory") {
+		t.Errorf("an image without /opt: %v", err)
+	}
 	for want, source := range map[string]string{"has no source": "", "no such file": "/nonexistent", "is empty": t.TempDir(), "lies in the root file system": filepath.Dir(o.Out)} {
 		o.Config.Extensions = o.Config.Extensions[:1]
 		o.Config.Extensions[0].Source = source
@@ -342,6 +357,17 @@ func TestExtensionSources(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(root, "usr/lib/same")); err != nil || info.Mode().Perm() != 0o755 {
 		t.Errorf("the directory has mode %v, %v, want the image's", info, err)
 	}
+}
+
+// rootWithoutOpt is a root file system whose machines have no /opt of their own either.
+func rootWithoutOpt(t testing.TB) string {
+	files := withIndexes(t)
+	files[stateconf.Path] = []byte(strings.Replace(stateconf.Default, "bind /opt\n", "", 1))
+	dir := files.Write(t, false)
+	if err := os.Remove(filepath.Join(dir, "opt")); err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // systemd-sysext takes the extensions for the image's system, and for no other version of it.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -33,6 +34,11 @@ func (b *build) lookThrough(e *extension) error {
 	}
 	if len(top) == 0 {
 		return errors.New("is empty: want a source with files below usr/ or opt/")
+	}
+	for _, name := range top {
+		if _, err := b.tree.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("has /%s, for which the image has no directory, so that no machine would use this extension: make an empty /%[1]s in the root file system", name)
+		}
 	}
 	if e.hidden, err = b.hidden(); err != nil {
 		return err
@@ -240,17 +246,18 @@ func releaseLines(text []byte) map[string]string {
 
 func unquoted(value string) string { return strings.Trim(value, `"'`) }
 
-// claims are the names of what extensions have, and of which each is: true for a
-// directory. A machine has any of them enabled, in no order that an owner would know.
+// claims are the names of what extensions have, and of which each is. A machine has any of
+// them enabled, in no order that an owner would know.
 type claims map[string]claim
 
 type claim struct {
 	extension string
-	dir       bool
+	directory string // its owner and mode; "" for any other file
 }
 
 // add refuses what another extension has, but for directories and depmod's files, which
-// are merged.
+// are merged. Of a directory that the image does not have, the machine takes the owner and the
+// mode of one of them: they have to agree.
 func (c claims) add(e *extension) error {
 	return filepath.WalkDir(e.tree.Dir(), func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -268,15 +275,30 @@ func (c claims) add(e *extension) error {
 			base, _, _ := strings.Cut(path.Base(name), ".ko")
 			name = "usr/lib/modules/**/" + strings.ReplaceAll(base, "-", "_") + ".ko"
 		}
-		have, ok := c[name]
-		if ok && !(have.dir && d.IsDir()) {
-			return fmt.Errorf("/%s is in the extension %s, too, and a machine may have both: leave it in one, or put it into the image", name, have.extension)
+		is := claim{extension: e.Name}
+		if d.IsDir() {
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			is.directory = attributes(info)
 		}
-		if !ok {
-			c[name] = claim{e.Name, d.IsDir()}
+		switch have, ok := c[name]; {
+		case !ok:
+			c[name] = is
+		case have.directory == "" || is.directory == "":
+			return fmt.Errorf("/%s is in the extension %s, too, and a machine may have both: leave it in one, or put it into the image", name, have.extension)
+		case have.directory != is.directory:
+			return fmt.Errorf("the directory /%s has %s, and %s in the extension %s: a machine may have both, so give it the same in both, or put it into the image", name, is.directory, have.directory, have.extension)
 		}
 		return nil
 	})
+}
+
+// attributes are a directory's owner and mode.
+func attributes(info fs.FileInfo) string {
+	s, _ := info.Sys().(*syscall.Stat_t) // of Linux
+	return fmt.Sprintf("owner %d:%d and mode %04o", s.Uid, s.Gid, s.Mode&0o7777)
 }
 
 // systemRelease is the text of the image's os-release.
