@@ -167,6 +167,27 @@ func (p *publisher) reuseExtensions(ctx context.Context, have *published) error 
 	return nil
 }
 
+// noteChanged says what becomes of machines with an older release that have an extension enabled:
+// where this release has none of that name any more, and where it calls it essential, which that
+// one did not. older are the releases before, the oldest first; each extension is said once, for
+// the newest of them.
+func noteChanged(older []*published, is []contract.Extension, note func(string, ...any)) {
+	said := make(map[string]bool)
+	for _, old := range slices.Backward(older) {
+		for _, had := range old.extensions {
+			at := slices.IndexFunc(is, func(e contract.Extension) bool { return e.Name == had.Name })
+			switch {
+			case said[had.Name]:
+			case at < 0:
+				note("WARNING: release %s has the extension %s, and this one has none of that name: machines that have it enabled start without it", old.version, had.Name)
+			case is[at].Essential && !had.Essential:
+				note("extension %s is essential from now on, and was not in release %s: machines that have it enabled take this release with it alone, and do not start it without", had.Name, old.version)
+			}
+			said[had.Name] = true
+		}
+	}
+}
+
 // noteExtensions says what machines with the extensions of the version before fetch of
 // those of a release.
 func (p source) noteExtensions(ctx context.Context, from, to contract.Version, note func(string, ...any)) error {

@@ -90,6 +90,33 @@ func TestExtensions(t *testing.T) {
 	}
 }
 
+// The distributor is told what machines lose that have an extension enabled.
+func TestExtensionsThatChange(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.extended("", "", 1)
+	w.extensions = map[string]rootfstest.Files{"vpn!": extensionsOfTest(2)["vpn"]}
+	o := w.options(w.build(2, "", ""), "")
+	var notes strings.Builder
+	o.Note = func(format string, args ...any) { fmt.Fprintf(&notes, format+"\n", args...) }
+	w.publish(o)
+	for _, want := range []string{
+		"WARNING: release 1 has the extension tools, and this one has none of that name: machines that have it enabled start without it\n",
+		"extension vpn is essential from now on, and was not in release 1: ",
+	} {
+		if strings.Count(notes.String(), want) != 1 {
+			t.Errorf("%q is not said once:\n%s", want, &notes)
+		}
+	}
+	notes.Reset()
+	w.extensions = map[string]rootfstest.Files{"vpn!": extensionsOfTest(3)["vpn"]}
+	o.Build = w.build(3, "", "")
+	w.publish(o)
+	if strings.Contains(notes.String(), "tools") || strings.Contains(notes.String(), "essential") {
+		t.Errorf("nothing has changed since release 2:\n%s", &notes)
+	}
+}
+
 // Every way in which an extension on a server may not be the release's. FAULTS 111
 func TestExtensionsDamaged(t *testing.T) {
 	t.Parallel()

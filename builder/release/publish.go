@@ -266,7 +266,9 @@ func (p *publisher) compare(context.Context) error {
 	if err := stepFor(m, p.build.release); err != nil {
 		return err
 	}
-	for _, old := range olderThan(p.before, v) {
+	older := olderThan(p.before, v)
+	noteChanged(older, p.build.extensions, p.Note)
+	for _, old := range older {
 		if err := release.Follows(old.contract, p.build.contract); err != nil {
 			return fmt.Errorf("machines with release %s would refuse this one: %w", old.version, err)
 		}

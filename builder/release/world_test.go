@@ -31,7 +31,7 @@ type world struct {
 	home string // of gpg
 	// more is what the root file system has beside what it needs.
 	more rootfstest.Files
-	// extensions are those of the builds, by name.
+	// extensions are those of the builds, by name; one whose name ends in '!' is essential.
 	extensions map[string]rootfstest.Files
 }
 
@@ -144,7 +144,11 @@ func (w *world) build(version contract.Version, key, fingerprint string, more ..
 		w.t.Fatal(err)
 	}
 	for _, name := range slices.Sorted(maps.Keys(w.extensions)) {
-		if err := c.AddExtension(name + "=" + w.extensions[name].Write(w.t, false)); err != nil {
+		text := strings.TrimSuffix(name, "!") + "=" + w.extensions[name].Write(w.t, false)
+		if strings.HasSuffix(name, "!") {
+			text += ",essential"
+		}
+		if err := c.AddExtension(text); err != nil {
 			w.t.Fatal(err)
 		}
 	}
