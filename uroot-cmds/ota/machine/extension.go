@@ -119,9 +119,7 @@ func (m *Machine) extensions(r *Running) (*Extensions, error) {
 func (m *Machine) extensionState(r *Running, role Role, e contract.Extension, choice extension.Choice, booted []extension.State) Extension {
 	out := Extension{Name: e.Name, RootHash: e.RootHash, Essential: e.Essential, Enabled: choice.Has(e.Name), There: m.extensionThere(r, &e)}
 	out.Size, _ = e.FileSize() // the list was validated
-	if info, err := os.Lstat(m.extensionPath(r, &e) + partEnding); err == nil && info.Mode().IsRegular() {
-		out.Begun = allocated(info)
-	}
+	out.Begun = m.begun(r, &e)
 	if role != RoleRuns {
 		return out
 	}
@@ -257,6 +255,15 @@ func (m *Machine) extensionPath(r *Running, e *contract.Extension) string {
 	return m.state(r, extension.Directory, e.Root().String())
 }
 
+// begun is how many bytes on the disk an interrupted fetch has left of an extension.
+func (m *Machine) begun(r *Running, e *contract.Extension) int64 {
+	info, err := os.Lstat(m.extensionPath(r, e) + partEnding)
+	if err != nil || !info.Mode().IsRegular() {
+		return 0
+	}
+	return allocated(info)
+}
+
 // extensionFile is the file's name when it is whole.
 func (m *Machine) extensionFile(r *Running, e *contract.Extension) string {
 	return m.state(r, extension.Directory, extension.FileName(e.Root()))
@@ -294,21 +301,7 @@ func (m *Machine) sweep(r *Running, x *Extensions, drop ...string) (freed int64,
 		}
 	}
 	for _, entry := range entries {
-		root, ending, found := strings.Cut(entry.Name(), ".")
-		if !found || len(root) != len(extension.FileName([32]byte{}))-len(fileEnding) {
-			continue // not ours
-		}
-		name, ours := listed[root]
-		switch "." + ending {
-		case fileEnding:
-			if ours {
-				continue
-			}
-		case partEnding, workEnding:
-			if ours && !slices.Contains(drop, name) {
-				continue
-			}
-		default:
+		if !useless(entry.Name(), listed, drop) {
 			continue
 		}
 		if info, err := entry.Info(); err == nil && info.Mode().IsRegular() {
@@ -319,6 +312,24 @@ func (m *Machine) sweep(r *Running, x *Extensions, drop ...string) (freed int64,
 		}
 	}
 	return freed, hw.SyncDirectory(directory)
+}
+
+// useless reports whether a name in the extensions' directory is of a file that none of the
+// listed extensions needs (their names by their root hashes), or that was begun of one of drop.
+// What is not ours is not.
+func useless(name string, listed map[string]string, drop []string) bool {
+	root, ending, found := strings.Cut(name, ".")
+	if !found || len(root) != len(extension.FileName([32]byte{}))-len(fileEnding) {
+		return false
+	}
+	of, ours := listed[root]
+	switch "." + ending {
+	case fileEnding:
+		return !ours
+	case partEnding, workEnding:
+		return !ours || slices.Contains(drop, of)
+	}
+	return false
 }
 
 // fileEnding is that of extension.FileName.

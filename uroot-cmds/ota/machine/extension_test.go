@@ -537,3 +537,44 @@ func TestExtensionsRoom(t *testing.T) {
 		t.Errorf("an unknown name: %v", err)
 	}
 }
+
+// Before a slot is emptied for a release, what is there of its extensions counts, and what only
+// the release in that slot has: an update needs no more room than it takes.
+func TestExtensionsRoomAhead(t *testing.T) {
+	w := newExtended(t)
+	if _, err := w.enable("vpn"); err != nil {
+		t.Fatal(err)
+	}
+	vpn1, vpn3 := &w.one.Extensions[0], &w.three.Extensions[0]
+	half := len(vpn3.File) / 2 &^ 4095
+	w.write(strings.TrimSuffix(w.file(vpn3), fileEnding)+partEnding, vpn3.File[:half])
+	must(t, os.Truncate(w.path(strings.TrimSuffix(w.file(vpn3), fileEnding)+partEnding), int64(len(vpn3.File))))
+	r, err := w.m.Running()
+	must(t, err)
+	x, err := w.m.extensions(r)
+	must(t, err)
+	u := &update{Machine: w.m, running: r}
+	list := []contract.Extension{vpn3.Listed, w.three.Extensions[1].Listed}
+	need, err := u.needAhead(list)
+	must(t, err)
+	if want := int64(len(vpn3.File) - half + len(w.three.Extensions[1].File)); need != want {
+		t.Errorf("%d bytes are needed, want %d", need, want)
+	}
+	swept, err := u.sweptAhead(x, list)
+	must(t, err)
+	info, err := os.Stat(w.path(w.file(vpn1)))
+	must(t, err)
+	if swept != allocated(info) || swept == 0 {
+		t.Errorf("%d bytes will be freed, want the %d of version 1's", swept, allocated(info))
+	}
+	if _, err := w.fetch(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(w.path(w.file(vpn1))); err == nil {
+		t.Error("version 1's file is there still")
+	}
+	x.Unlisted = "one cannot be read"
+	if swept, err := u.sweptAhead(x, list); err != nil || swept != 0 {
+		t.Errorf("where nothing is removed, %d bytes will be freed, %v", swept, err)
+	}
+}

@@ -39,7 +39,7 @@ func (u *update) foresee(ctx context.Context, head *archive.Head) (bytes int64, 
 	if err != nil {
 		return 0, err
 	}
-	need := int64(0)
+	var missing []contract.Extension
 	for _, e := range listed.Extensions {
 		if !choice.Has(e.Name) || u.extensionThere(u.running, &e) {
 			continue
@@ -48,17 +48,64 @@ func (u *update) foresee(ctx context.Context, head *archive.Head) (bytes int64, 
 		if err != nil {
 			return 0, err
 		}
-		size, err := e.FileSize()
+		bytes, missing = bytes+n, append(missing, e)
+	}
+	if len(missing) == 0 {
+		return bytes, nil
+	}
+	need, err := u.needAhead(missing)
+	if err != nil {
+		return bytes, err
+	}
+	free, err := u.free()
+	if err != nil {
+		return bytes, err
+	}
+	swept, err := u.sweptAhead(x, listed.Extensions)
+	if err != nil {
+		return bytes, err
+	}
+	return bytes, enough(fmt.Sprintf("the extensions of version %s that are enabled need", listed.Contract.Version), need, free+swept)
+}
+
+// needAhead is how many bytes the files of extensions still take on the root partition: what an
+// interrupted fetch has left of them is there already.
+func (u *update) needAhead(missing []contract.Extension) (need int64, err error) {
+	for i := range missing {
+		size, err := missing[i].FileSize()
 		if err != nil {
 			return 0, err
 		}
-		bytes, need = bytes+n, need+size
+		need += max(0, size-u.begun(u.running, &missing[i]))
 	}
-	free, err := u.free()
-	if err != nil || need == 0 {
-		return bytes, err
+	return need, nil
+}
+
+// sweptAhead is how many bytes the sweep will free before the extensions of a release are
+// brought: the slot is empty by then, and what nobody but the release in it had is removed.
+func (u *update) sweptAhead(x *Extensions, list []contract.Extension) (swept int64, err error) {
+	if x.Unlisted != "" {
+		return 0, nil // nor will it remove anything
 	}
-	return bytes, enough(fmt.Sprintf("the extensions of version %s that are enabled need", listed.Contract.Version), need, free)
+	stay := map[string]string{}
+	for _, c := range append([]Carrier{{Role: RoleRuns, list: list}}, x.Releases...) {
+		for _, e := range c.list {
+			if c.Role == RoleRuns {
+				stay[e.Root().String()] = e.Name
+			}
+		}
+	}
+	entries, err := os.ReadDir(u.state(u.running, extension.Directory))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	for _, entry := range entries {
+		info, failed := entry.Info()
+		if failed == nil && info.Mode().IsRegular() && useless(entry.Name(), stay, nil) {
+			swept += allocated(info)
+		}
+	}
+	return swept, err
 }
 
 // foreseeOne is how many bytes of one would be fetched.

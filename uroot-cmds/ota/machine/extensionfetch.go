@@ -296,9 +296,7 @@ func (u *update) roomFor(e *fetch.Extension, head *archive.Head) error {
 	if f, ok := head.Release.File(release.IndexFile); ok {
 		size += f.Size + f.Packed // the worker's
 	}
-	if info, err := os.Lstat(u.extensionPath(u.running, &e.Extension) + partEnding); err == nil && info.Mode().IsRegular() {
-		size -= allocated(info)
-	}
+	size -= u.begun(u.running, &e.Extension)
 	free, err := u.free()
 	if err != nil {
 		return err
