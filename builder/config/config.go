@@ -183,7 +183,11 @@ func (r *reader) rename(entries []entry) error {
 
 // set takes one entry over.
 func (r *reader) set(e entry) error {
+	head := e.key == "" // a section may be empty, as one whose source the command line names
 	if e.section == "Allow" {
+		if head {
+			return nil
+		}
 		return r.allow(e.key, e.value)
 	}
 	if first, _, _ := strings.Cut(e.section, " "); first == extensionSection {
@@ -192,6 +196,9 @@ func (r *reader) set(e entry) error {
 	keys, ok := r.keys()[e.section]
 	if !ok {
 		return fmt.Errorf("unknown section [%s]: want [UKI], [Image], [Update], [Initramfs], [Extension NAME] or [Allow]", e.section)
+	}
+	if head {
+		return nil
 	}
 	set, ok := keys[e.key]
 	if !ok {

@@ -159,9 +159,9 @@ func TestRefuses(t *testing.T) {
 		say        string
 	}{
 		{"unknown key", "[Image]\nImageID=a\nImagID=b\n", 3, "unknown key ImagID in [Image]"},
-		{"unknown section", "[Image]\nImageID=a\n\n[Kernel]\nX=1\n", 5, "unknown section [Kernel]"},
+		{"unknown section", "[Image]\nImageID=a\n\n[Kernel]\nX=1\n", 4, "unknown section [Kernel]"},
 		{"key of ukify's that has no use", "[UKI]\nSecureBootPrivateKey=/key\n", 2, "not supported: each machine signs"},
-		{"signature section of ukify's", "[PCRSignature:initrd]\nPhases=x\n", 2, "unknown section"},
+		{"signature section of ukify's", "[PCRSignature:initrd]\nPhases=x\n", 1, "unknown section"},
 		{"wrong case", "[UKI]\ncmdline=x\n", 2, "unknown key cmdline"},
 		{"key twice by two names", "[Image]\nImageID=a\nRootPartitionFormat=ext4\nRootFileSystem=btrfs\n", 4, "RootFileSystem is the former name of RootPartitionFormat, which line 3 has: take one of them out"},
 		{"key twice by its old name", "[Image]\nImageID=a\nRootFileSystem=ext4\nRootFileSystem=btrfs\n", 4, "given again, first in line 3"},

@@ -34,10 +34,13 @@ func (r *reader) extensionKeys(e *Extension) map[string]func(string) error {
 
 // extension takes an entry of a section [Extension NAME] over.
 func (r *reader) extension(e entry) error {
-	name := strings.TrimSpace(strings.TrimPrefix(e.section, extensionSection))
+	name := strings.TrimPrefix(e.section, extensionSection+" ")
 	have, err := r.config.extensionNamed(name)
 	if err != nil {
 		return fmt.Errorf("section [%s]: %w", e.section, err)
+	}
+	if e.key == "" {
+		return nil
 	}
 	set, ok := r.extensionKeys(have)[e.key]
 	if !ok {

@@ -30,7 +30,14 @@ func TestExtensions(t *testing.T) {
 	if c, err := Parse(minimal+"[Extension vpn]\nSource=vpn.tar\n", dir); err != nil || c.Extensions[0].Source != filepath.Join(dir, "vpn.tar") {
 		t.Errorf("got %+v, %v", c, err)
 	}
+	// One without a source is not forgotten: the build asks for it.
+	if c, err := Parse(minimal+"[Extension vpn]\n#Source=vpn.tar\n[Allow]\n", dir); err != nil || !reflect.DeepEqual(c.Extensions, []Extension{{Name: "vpn"}}) {
+		t.Errorf("an empty section: %+v, %v", c, err)
+	}
 	for text, want := range map[string]string{
+		"[Extension  vpn]\nSource=a":        "want a name of 1 to 64",
+		"[Extension Vpn]":                   "line 4: section [Extension Vpn]: extension \"Vpn\": want a name",
+		"[extension vpn]":                   "line 4: unknown section [extension vpn]",
 		"[Extension]\nSource=a":             "want a name of 1 to 64",
 		"[Extension ../x]\nSource=a":        "want a name of 1 to 64",
 		"[Extension a b]\nSource=a":         "want a name of 1 to 64",

@@ -8,9 +8,10 @@ import (
 )
 
 // An entry is one `Key=value` of the file.
+// An entry without a key is the head of a section.
 type entry struct {
 	section, key, value string
-	line                int // of the key, from 1
+	line                int // of the key, or of the head, from 1
 }
 
 // A LineError is a fault of the file, with the line that it is in.
@@ -86,6 +87,7 @@ func (p *parser) header(number int, text string) error {
 		return fault(number, "%q is not a section: want [Name]", text)
 	}
 	p.section, p.open = name, false
+	p.entries = append(p.entries, entry{section: name, line: number})
 	return nil
 }
 
