@@ -126,6 +126,30 @@ func (c *Choices) Free(name string) error {
 	return nil
 }
 
+// Follow refuses answers that a machine of the image could not take at its first start, since
+// the image lacks what they name. The error begins with the answer's key.
+func (c *Choices) Follow(a *answers.Answers) error {
+	const lacks = "%s: the image has no %s"
+	switch {
+	case a.Language != "" && !slices.Contains(c.Languages, a.Language):
+		return fmt.Errorf(lacks, answers.KeyLanguage, a.Language)
+	case a.Keyboard != "" && !c.HasKeyboard(a.Keyboard):
+		return fmt.Errorf(lacks, answers.KeyKeyboard, "layout "+a.Keyboard)
+	case a.TimeZone != "" && !c.HasTimeZone(a.TimeZone):
+		return fmt.Errorf(lacks, answers.KeyTimeZone, a.TimeZone)
+	case a.AutomaticUpdates != nil && c.AutomaticUpdates == nil:
+		return fmt.Errorf(lacks, answers.KeyUpdates, "server to fetch releases from, or nothing that fetches")
+	case a.Account == nil:
+		return nil
+	case !c.Accounts:
+		return fmt.Errorf(lacks, answers.KeyAccount, "programs that make one")
+	}
+	if err := c.Free(a.Account.Name); err != nil {
+		return fmt.Errorf("%s: %w", answers.KeyAccount, err)
+	}
+	return nil
+}
+
 // parts are the language and the country of a locale's name.
 func parts(locale string) (speech, country string) {
 	locale, _, _ = strings.Cut(locale, ".")

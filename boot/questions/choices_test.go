@@ -1,9 +1,12 @@
 package questions
 
 import (
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
+
+	"halogenos.internal/boot/answers"
 )
 
 func TestDefaults(t *testing.T) {
@@ -122,4 +125,29 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What an image cannot follow is found before a machine is installed with it.
+func TestFollow(t *testing.T) {
+	yes := true
+	whole := answers.Answers{Language: "de_DE.UTF-8", Keyboard: "de", TimeZone: "Europe/Berlin", HostName: "box", AutomaticUpdates: &yes, Account: &answers.Account{Name: "alice"}}
+	if err := errors.Join(debian().Follow(&whole), debian().Follow(&answers.Answers{}), new(Choices).Follow(&answers.Answers{HostName: "box"})); err != nil {
+		t.Error(err)
+	}
+	for want, a := range map[string]answers.Answers{
+		"language: the image has no fr_FR.UTF-8":      {Language: "fr_FR.UTF-8"},
+		"keyboard: the image has no layout de(x)":     {Keyboard: "de(x)"},
+		"time_zone: the image has no Europe/Atlantis": {TimeZone: "Europe/Atlantis"},
+		"account: root is an account of the system":   {Account: &answers.Account{Name: "root"}},
+		"account: sudo is a group of the system":      {Account: &answers.Account{Name: "sudo"}},
+	} {
+		if err := debian().Follow(&a); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	for want, a := range map[string]answers.Answers{"account: the image has no programs": {Account: whole.Account}, "automatic_updates: the image has no server": {AutomaticUpdates: &yes}} {
+		if err := new(Choices).Follow(&a); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
 }

@@ -22,6 +22,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/questions"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/builder/install/installtest"
@@ -301,6 +302,31 @@ func TestPlan(t *testing.T) {
 				t.Errorf("what comes next is %q", p.Next())
 			}
 		})
+	}
+}
+
+// Answers that the release could not follow are refused before anything is written: nobody may be
+// there to be asked in their place.
+func TestPlanWithAnswers(t *testing.T) {
+	s := open(t, newBuild(t, nil))
+	s.ESP.Setup = []byte(`{"version": 1, "language": "fr_FR.UTF-8"}`)
+	plan := func() error {
+		return NewPlan(s, Disk{Path: "/dev/sda", SectorSize: 512, Sectors: 2 << 30 / 512}, Facts{Arch: "x86_64", UEFI: true, SetupMode: true, TPM: true}, randomIDs(t), Choice{}).Err(false)
+	}
+	if err := plan(); err != nil {
+		t.Errorf("a release that does not say what it has: %v", err)
+	}
+	s.Choices = &questions.Choices{Languages: []string{"de_DE.UTF-8"}}
+	if err := plan(); err == nil || !strings.Contains(err.Error(), "(--setup) are not for this release, and no machine of it would take them: language: the image has no fr_FR.UTF-8") {
+		t.Errorf("a language that it does not have: %v", err)
+	}
+	s.Choices.Languages = []string{"fr_FR.UTF-8"}
+	if err := plan(); err != nil {
+		t.Error(err)
+	}
+	s.ESP.Setup = []byte(`{"version": 2}`)
+	if err := plan(); err == nil || !strings.Contains(err.Error(), "has version 2") {
+		t.Errorf("answers that are none: %v", err)
 	}
 }
 

@@ -175,6 +175,9 @@ func NewPlan(s *Source, d Disk, m Facts, ids IDs, c Choice) *Plan {
 	case s.ESP.Setup != nil && c.KeepRoot:
 		p.refuse("a root partition that is kept has its accounts and settings: leave the answers for a first start (--setup) out")
 	case s.ESP.Setup != nil:
+		if err := s.follows(); err != nil {
+			p.refuse("the answers for the first start (--setup) are not for this release, and no machine of it would take them: %v", err)
+		}
 		p.note("the answers for the first start%s lie on the EFI system partition until the second start, where anyone who has the disk can read them; an image that does not ask (FirstStart=none) does not take them", withHash(s.ESP.Setup))
 	}
 	if s.unread != nil && s.ESP.Setup == nil && !c.KeepRoot {

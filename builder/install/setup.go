@@ -18,6 +18,16 @@ func (s *Source) Asks(c Choice) bool {
 	return s.Choices != nil && s.ESP.Setup == nil && !c.KeepRoot
 }
 
+// follows refuses answers that the source's machines could not take. Where the source does not
+// say what it has, the first start finds out.
+func (s *Source) follows() error {
+	a, err := answers.Parse(s.ESP.Setup)
+	if err != nil || s.Choices == nil {
+		return err
+	}
+	return s.Choices.Follow(a)
+}
+
 // SetupFile is the file with the answers that somebody gave, for the EFI system partition, and with
 // what was left for the first start. A password that was typed is hashed, with a salt from random,
 // and erased.
