@@ -10,13 +10,17 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/extension"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
+	"halogenos.internal/boot/testkit"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/uroot-cmds/ota/fetch"
 	"halogenos.internal/uroot-cmds/ota/otatest"
@@ -577,4 +581,39 @@ func TestExtensionsRoomAhead(t *testing.T) {
 	if swept, err := u.sweptAhead(x, list); err != nil || swept != 0 {
 		t.Errorf("where nothing is removed, %d bytes will be freed, %v", swept, err)
 	}
+}
+
+// Filled up in the middle by somebody else, it says what is full and what to do, nothing is enabled,
+// and with room it goes on where it was. FAULTS 82
+func TestExtensionsFullDisk(t *testing.T) {
+	testkit.Root(t, "mount a small file system")
+	w := newExtended(t)
+	state, vpn := w.path(stateDirectory), &w.two.Extensions[0]
+	if err := unix.Mount("tmpfs", state, "tmpfs", 0, "mode=0755,size=40m"); err != nil {
+		t.Skipf("a small file system cannot be mounted here: %v", err)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(state, unix.MNT_DETACH)) })
+	var once sync.Once
+	w.onArchive = func(out http.ResponseWriter, _ *http.Request) http.ResponseWriter {
+		if _, err := os.Stat(w.path(strings.TrimSuffix(w.file(vpn), fileEnding) + partEnding)); err == nil { // the room was looked at
+			once.Do(func() {
+				if err := unix.Mount("", state, "", unix.MS_REMOUNT, "size=400k"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		return out
+	}
+	_, err := w.enable("vpn")
+	if err == nil || !strings.Contains(err.Error(), "no space left on device") || !strings.Contains(err.Error(), "the root partition is full") {
+		t.Errorf("without room in the middle: %v", err)
+	}
+	if _, err := os.Stat(w.path(w.file(vpn))); err == nil || !strings.Contains(w.choice(), "no such file") {
+		t.Errorf("its file: %v; the choice: %s", err, w.choice())
+	}
+	must(t, unix.Mount("", state, "", unix.MS_REMOUNT, "size=40m"))
+	if out, err := w.enable("vpn"); err != nil || len(out.Warnings) > 0 {
+		t.Errorf("with room: %+v, %v", out, err)
+	}
+	w.holds(`"vpn"`, &w.one.Extensions[0], vpn)
 }

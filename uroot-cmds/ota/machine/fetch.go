@@ -65,7 +65,7 @@ func (m *Machine) Fetch(ctx context.Context, o Options) (*Outcome, error) {
 		return out, fmt.Errorf("empty slot %s: %w", u.running.Slot.Other(), err)
 	}
 	if err := u.fill(ctx, out, head); err != nil {
-		return out, err
+		return out, hw.Full(err)
 	}
 	if err := u.bringExtensions(ctx, out); err != nil {
 		return out, hw.Full(err)

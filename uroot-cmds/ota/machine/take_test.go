@@ -177,7 +177,7 @@ func TestNoRoom(t *testing.T) {
 			must(t, unix.Mount("", state, "", unix.MS_REMOUNT, "size=100k"))
 		}
 	}}
-	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "no space left on device") {
+	if _, err := w.fetch(); err == nil || !strings.Contains(err.Error(), "no space left on device") || !strings.Contains(err.Error(), "the root partition is full") {
 		t.Errorf("without room in the middle: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(state, stagedFile)); err == nil {

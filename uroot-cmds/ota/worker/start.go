@@ -93,8 +93,8 @@ func (s Starter) Run(ctx context.Context, r Request, files Files, tell func(Even
 		return context.Cause(ctx)
 	case listenErr != nil:
 		return listenErr
-	case said != "":
-		return errors.New(said)
+	case said != nil:
+		return said
 	case waitErr != nil:
 		return fmt.Errorf("worker ended: %w%s", waitErr, complaint.String())
 	case errors.Is(sendErr, syscall.EPIPE):
@@ -107,7 +107,7 @@ func (s Starter) Run(ctx context.Context, r Request, files Files, tell func(Even
 
 // listen passes events on, until the worker ends, and returns the error that it
 // tells.
-func listen(r io.Reader, tell func(Event)) (said string, err error) {
+func listen(r io.Reader, tell func(Event)) (said, err error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(make([]byte, 0, 64<<10), maxLine)
 	for lines.Scan() {
@@ -117,7 +117,7 @@ func listen(r io.Reader, tell func(Event)) (said string, err error) {
 			return said, fmt.Errorf("worker says what is malformed: %w", err)
 		}
 		if e.Error != "" {
-			said = e.Error
+			said = told{e.Error, e.Full}
 			continue
 		}
 		tell(e)
@@ -127,6 +127,18 @@ func listen(r io.Reader, tell func(Event)) (said string, err error) {
 	}
 	return said, nil
 }
+
+// told is an error that a worker tells, of which it says whether it is for want of room.
+type told struct {
+	text string
+	full bool
+}
+
+// Error implements error.
+func (t told) Error() string { return t.text }
+
+// Is has errors.Is find the want of room, for the one who says what to do.
+func (t told) Is(target error) bool { return t.full && target == syscall.ENOSPC }
 
 // tail keeps the end of what is written to it.
 type tail struct{ b []byte }

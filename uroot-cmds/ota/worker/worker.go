@@ -103,6 +103,8 @@ type Event struct {
 	Listed   *fetch.Listed   `json:"listed,omitempty"`
 	Told     bool            `json:"told,omitempty"`
 	Error    string          `json:"error,omitempty"`
+	// Full: the error is that a file system has no room.
+	Full bool `json:"full,omitempty"`
 }
 
 const (
@@ -124,7 +126,7 @@ func Main(stdin io.Reader, stdout io.Writer) int {
 		err = serve(stdin, events)
 	}
 	if err != nil {
-		events.send(Event{Error: err.Error()})
+		events.send(Event{Error: err.Error(), Full: errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)})
 		return 1
 	}
 	return 0
