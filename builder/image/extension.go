@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/layout"
@@ -55,7 +56,9 @@ func (b *build) checkExtensions(context.Context) error {
 // image's tree is complete by then.
 func (b *build) stageExtensions(ctx context.Context) error {
 	claims := make(claims)
-	for _, c := range b.Config.Extensions {
+	// By name, as a machine opens them: the order in which they are given changes no byte.
+	all := slices.SortedFunc(slices.Values(b.Config.Extensions), func(x, y config.Extension) int { return strings.Compare(x.Name, y.Name) })
+	for _, c := range all {
 		done := b.Progress.Step("reading the extension " + c.Name)
 		e := &extension{Extension: c}
 		b.extensions = append(b.extensions, e)

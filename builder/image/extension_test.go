@@ -20,7 +20,6 @@ import (
 	"halogenos.internal/boot/stateconf"
 	"halogenos.internal/boot/testkit"
 	"halogenos.internal/boot/uki"
-	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/modules"
 	"halogenos.internal/builder/rootfs/rootfstest"
 )
@@ -226,18 +225,17 @@ func mergedLoads(t *testing.T, image, extension string) {
 	}
 }
 
-// The same sources give the same bytes, whatever the order in which files came into being.
+// The same sources give the same bytes, whatever the order in which files came into being, and in
+// which extensions are given.
 func TestExtensionsTwice(t *testing.T) {
 	one := withExtensions(t, map[string]rootfstest.Files{"vpn!": vpn(), "nvidia": nvidia(t)})
 	mustBuild(t, one)
 	two := withExtensions(t, nil)
-	for name, files := range map[string]rootfstest.Files{"nvidia": nvidia(t), "vpn": vpn()} {
-		if err := two.Config.AddExtension(name + "=" + files.Write(t, true)); err != nil {
+	for _, text := range []string{"vpn=" + vpn().Write(t, true) + ",essential", "nvidia=" + nvidia(t).Write(t, true)} {
+		if err := two.Config.AddExtension(text); err != nil {
 			t.Fatal(err)
 		}
 	}
-	slices.SortFunc(two.Config.Extensions, func(a, b config.Extension) int { return strings.Compare(a.Name, b.Name) })
-	two.Config.Extensions[1].Essential = true
 	mustBuild(t, two)
 	for _, name := range []string{"vpn.raw", "nvidia.raw", release.UKIFile, release.FileName, BillFile} {
 		if !bytes.Equal(read(t, one.Out, name), read(t, two.Out, name)) {
