@@ -50,7 +50,7 @@ func takesDB(kernel []byte, f *elf.File) DB {
 	if err != nil {
 		return DBUnknown
 	}
-	answer := DBUnknown
+	answer, last := DBUnknown, 0
 	for rest, off := code, 0; ; {
 		i := bytes.IndexByte(rest, callNear)
 		if i < 0 || len(rest)-i < callSize {
@@ -59,7 +59,7 @@ func takesDB(kernel []byte, f *elf.File) DB {
 		off += i
 		target := text.Addr + uint64(off+callSize) + uint64(int64(int32(binary.LittleEndian.Uint32(rest[i+1:]))))
 		if target == at {
-			switch keyring(code[max(0, off-lookBack):off]) {
+			switch keyring(code[max(last, off-lookBack):off]) {
 			case platformKeyring:
 				answer = DBTaken
 			case secondaryKeyring:
@@ -68,6 +68,9 @@ func takesDB(kernel []byte, f *elf.File) DB {
 			default:
 				return DBUnknown
 			}
+		}
+		if off >= last && target >= text.Addr && target-text.Addr < text.Size {
+			last = off + callSize // which keeps no argument (section 3.2.1)
 		}
 		off, rest = off+1, rest[i+1:]
 	}
@@ -96,8 +99,8 @@ var (
 	setRing   = []byte{0x41, 0xb8}       // mov $imm32, %r8d
 )
 
-// keyring is for which one a call verifies a module, from the code before it. The instruction
-// that comes last counts.
+// keyring is for which one a call verifies a module, from the code before it, since the call
+// before. The instruction that comes last counts.
 func keyring(before []byte) int {
 	zero, set := bytes.LastIndex(before, zeroUsage), bytes.LastIndex(before, setUsage)
 	if zero < 0 || set > zero {

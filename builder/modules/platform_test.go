@@ -17,9 +17,12 @@ func TestTakesDB(t *testing.T) {
 		kernel []byte
 		want   modules.DB
 	}{
-		"patched as distributions do":     {rootfstest.KernelVerifying(release, true), modules.DBTaken},
-		"mainline":                        {rootfstest.KernelVerifying(release, false), modules.DBUnused},
-		"nothing to be found in the code": {rootfstest.Kernel(release), modules.DBUnknown},
+		"patched as distributions do": {rootfstest.KernelVerifying(release, true), modules.DBTaken},
+		"mainline":                    {rootfstest.KernelVerifying(release, false), modules.DBUnused},
+		// An argument of the call before is none of this one, which has its own in a register.
+		"the platform keyring for another one": {rootfstest.KernelCalling(release, "\x41\xb9\x05\x00\x00\x00\x41\xb8\x02\x00\x00\x00", "\x45\x31\xc9\x4d\x89\xe0"), modules.DBUnknown},
+		"an argument of something else":        {rootfstest.KernelCalling(release, "\x41\xb9\x05\x00\x00\x00\x41\xb8\x02\x00\x00\x00"), modules.DBUnused},
+		"nothing to be found in the code":      {rootfstest.Kernel(release), modules.DBUnknown},
 	} {
 		k, err := modules.ReadKernel(c.kernel, release)
 		if err != nil {

@@ -46,6 +46,12 @@ func KernelVerifying(release string, db bool) []byte {
 	return bzImage(release, append(verifying(db), vmlinux(release)[len(Program(false)):]...))
 }
 
+// KernelCalling is KernelVerifying for one that verifies modules by its own keyrings alone, with
+// more code: each piece of it ends with a call of the function that verifies.
+func KernelCalling(release string, code ...string) []byte {
+	return bzImage(release, append(verifying(false, code...), vmlinux(release)[len(Program(false)):]...))
+}
+
 // TakeVerifying has the files have such a kernel, with what every machine needs built in.
 func (f Files) TakeVerifying(db bool) {
 	f["boot/vmlinuz-"+Release] = KernelVerifying(Release, db)
@@ -58,18 +64,23 @@ func (f Files) TakeVerifying(db bool) {
 
 // verifying is an ELF file with what is looked for in a kernel: the exported function, and calls
 // of it as a compiler writes them.
-func verifying(db bool) []byte {
+func verifying(db bool, more ...string) []byte {
 	const textAddr, tableAddr, stringsAddr, function = 0x1000, 0x9000, 0xa000, 0x1800
 	code := bytes.Repeat([]byte{0x90}, 0x1000)
-	call := func(at int, arguments string) {
+	call := func(at int, arguments string) (end int) {
 		n := copy(code[at:], arguments+"\xe8")
 		binary.LittleEndian.PutUint32(code[at+n:], uint32(function-textAddr-at-n-4))
+		return at + n + 4
 	}
 	call(0x100, "\x6a\x00\x45\x31\xc9\x41\xb8\x01\x00\x00\x00\x6a\x00")                     // a module, the kernel's keyrings
 	call(0x300, "\x6a\x00\x41\xb9\x05\x00\x00\x00\x41\xb8\x02\x00\x00\x00\x31\xf6\x31\xff") // something else
 	data := "\x00UEFI:db\x00"
 	if db {
 		call(0x200, "\x6a\x00\x45\x31\xc9\x41\xb8\x02\x00\x00\x00\x6a\x00\x48\x89\xef")
+	}
+	at := 0x400
+	for _, arguments := range more {
+		at = call(at, arguments)
 	}
 	names := "\x00other\x00verify_pkcs7_signature\x00"
 	table := make([]byte, 24)
