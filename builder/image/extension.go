@@ -231,10 +231,16 @@ func (b *build) depmod(files []modules.File) (map[string][]byte, error) {
 func (b *build) packExtensions(ctx context.Context) error {
 	for _, e := range b.extensions {
 		done := b.Progress.Step("searching and packing the extension " + e.Name)
+		_, before := b.checker.Counts()
 		if err := b.scanner.Tree(ctx, e.tree.Dir()); err != nil {
 			return fmt.Errorf("search extension %s: %w", e.Name, err)
 		}
-		if err := b.packExtension(ctx, e); err != nil {
+		_, own := b.checker.Counts()
+		err := b.loadsOwn(own - before)
+		if err == nil {
+			err = b.packExtension(ctx, e)
+		}
+		if err != nil {
 			return fmt.Errorf("extension %s: %w", e.Name, err)
 		}
 		said := megabytes(e.made.ImageSize) + ", root hash " + e.made.Root().String()

@@ -131,6 +131,7 @@ func TestModules(t *testing.T) {
 		say     string
 		// The kernel's code tells by what it verifies modules.
 		patched, mainline bool
+		extension         bool // which has the module
 	}{
 		{name: "signed with the kernel's key", module: rootfstest.Module(rootfstest.Release)},
 		{name: "unsigned", module: unsigned, say: "extra/driver.ko.xz: is not signed"},
@@ -139,6 +140,9 @@ func TestModules(t *testing.T) {
 		{name: "unsigned, signed by the build, and for db", module: unsigned, vouched: true, key: true, db: true, patched: true},
 		{name: "for the db of mainline", module: byOwn, vouched: true, db: true, mainline: true, say: "as mainline does"},
 		{name: "for db, of which nothing is known", module: byOwn, vouched: true, db: true, say: "cannot be told"},
+		{name: "signed by the build, in an extension", module: unsigned, vouched: true, key: true, extension: true, say: "extension drivers: 1 modules are signed with ModuleKey, whose certificate kernel 6.12.1-test does not have built in"},
+		{name: "signed by the distributor, in an extension", module: byOwn, vouched: true, extension: true, say: "extension drivers: 1 modules are signed with ModuleKey"},
+		{name: "signed by the build, in an extension, and for db", module: unsigned, vouched: true, key: true, db: true, patched: true, extension: true},
 		{name: "with a key but no certificate", module: unsigned, key: true, say: "ModuleKey"},
 		{name: "signed by the distributor", module: byOwn, vouched: true, say: "ModuleTrust=db"},
 		{name: "signed by a stranger", module: byOwn, say: "vouches for"},
@@ -146,12 +150,14 @@ func TestModules(t *testing.T) {
 		{name: "damaged", module: append(rootfstest.Module(rootfstest.Release)[:300], rootfstest.Module(rootfstest.Release)[301:]...), say: "extra/driver.ko.xz"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			files := rootfstest.Minimal()
+			files := withIndexes(t)
 			packed, err := modules.Pack(extra, c.module)
 			if err != nil {
 				t.Fatal(err)
 			}
-			files[extra] = packed
+			if !c.extension {
+				files[extra] = packed
+			}
 			if c.patched || c.mainline {
 				files.TakeVerifying(c.patched)
 			}
@@ -162,6 +168,13 @@ func TestModules(t *testing.T) {
 			}
 			if c.db {
 				o.Config = trusted
+			}
+			if c.extension {
+				with := *o.Config
+				o.Config = &with
+				if err := with.AddExtension("drivers=" + (rootfstest.Files{extra: packed}).Write(t, false)); err != nil {
+					t.Fatal(err)
+				}
 			}
 			if c.key {
 				o.ModuleSigner = key

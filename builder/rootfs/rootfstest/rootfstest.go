@@ -56,7 +56,7 @@ func KernelCalling(release string, code ...string) []byte {
 func (f Files) TakeVerifying(db bool) {
 	f["boot/vmlinuz-"+Release] = KernelVerifying(Release, db)
 	var builtin strings.Builder
-	for name := range strings.FieldsSeq("dm-verity erofs sha256 overlay dm-crypt aes xts vfat nls_cp437 nls_utf8 efivarfs tpm_tis ext4") {
+	for name := range strings.FieldsSeq("dm-verity erofs sha256 overlay loop dm-crypt aes xts vfat nls_cp437 nls_utf8 efivarfs tpm_tis ext4") {
 		builtin.WriteString("kernel/" + name + ".ko\n")
 	}
 	f["usr/lib/modules/"+Release+"/modules.builtin"] = []byte(builtin.String())
