@@ -37,7 +37,7 @@ var (
 // Depmod returns what depmod writes of an extension's modules alone, by the file's name,
 // where the image's lie beside them: the lines of modules.dep and of the other lists,
 // and indexes of the same. A module is refused that has the name of one of the image's, or
-// needs one that neither has.
+// of one that is built in, or needs one that neither has.
 func Depmod(files []File, image Lists) (map[string][]byte, error) {
 	d := &depmod{modules: make(map[string]*described), owners: make(map[string]string), builtin: make(map[string]bool)}
 	d.image(image)
@@ -110,6 +110,9 @@ func (d *depmod) add(f File) error {
 		return fmt.Errorf("the image has a module of that name, %s: an extension replaces none", have.path)
 	} else if have != nil {
 		return fmt.Errorf("the extension has another of that name, %s", have.path)
+	}
+	if d.builtin[m.name] {
+		return errors.New("the image's kernel has a module of that name built in: an extension replaces none")
 	}
 	if strings.ContainsAny(f.Path, " \t\n:") {
 		return errors.New("modprobe reads no name with a space or a colon in it")

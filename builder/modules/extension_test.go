@@ -217,6 +217,7 @@ func TestDepmodRefuses(t *testing.T) {
 	image := modules.Lists{Dep: []byte("kernel/fs/one.ko:\n"), Builtin: []byte("kernel/fs/ext4.ko\n")}
 	for want, files := range map[string][]modules.File{
 		"the image has a module of that name":    {{"extra/one.ko", module()}},
+		"a module of that name built in":         {{"extra/ext4.ko.zst", module()}},
 		"the extension has another of that name": {{"extra/a-b.ko", module()}, {"more/a_b.ko.xz", module()}},
 		"needs the module gone":                  {{"extra/two.ko", module("depends=one,gone")}},
 		"needs itself":                           {{"extra/a.ko", module("depends=b")}, {"extra/b.ko", module("depends=a")}},
