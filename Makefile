@@ -57,6 +57,7 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  ROOTFS=debian|desktop|testos  VERSION=n    what `make run` and `make image` build'
 	@echo '  DESKTOP=xfce|gnome|kde FIRMWARE=nonfree|free EXTRA=gimp,vlc    which desktop, with what firmware and more packages'
+	@echo '  EXTENSION_PACKAGES="vpn=wireguard-tools,iptables ide=geany"    system extensions of packages, for `make run`'
 	@echo '  RUN_OPTIONS="--display none"       options of `halogen run` for `make run` and `make resume`'
 	@echo '  INSTALL=1                          `make run` installs it from the installer stick first'
 	@echo '  ENGINE=buildah|docker|podman NETWORK=host    what `make image` builds with'
@@ -188,7 +189,7 @@ deb: build $(OUT)/copyright ## a Debian package of halogen, in out/ (MAINTAINER=
 
 # --- Images -------------------------------------------------------------------
 
-RECIPE := $(shell find builder/recipes/debian builder/recipes/desktop builder/recipes/entries builder/recipes/finish-system -type f)
+RECIPE := $(shell find builder/recipes/debian builder/recipes/desktop builder/recipes/entries builder/recipes/finish-system -type f -not -name make-extension)
 # Only root can keep owners other than root.
 AS_ROOT = $(if $(SUDO),$(SUDO) env SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH))
 # These images have most files in common: what was found in them is kept by their content.
@@ -211,6 +212,22 @@ $(DESKTOP_STAMP): $(RECIPE)
 $(OUT)/rootfs/desktop.tar: $(DESKTOP_STAMP) | $(OUT)/tools.stamp
 	@echo "making a Debian root file system with $(DESKTOP) from its packages (minutes)"
 	@DEV=1 DESKTOP=$(DESKTOP) FIRMWARE=$(FIRMWARE) EXTRA=$(EXTRA) builder/recipes/debian/make-rootfs $@
+
+# Extensions of packages, as words NAME=PACKAGE,PACKAGE: each is what the packages add to the
+# root file system. The list is written when it changes, so that the image is made again.
+EXTENSION_PACKAGES ?=
+EXTENSION_TARS = $(foreach e,$(EXTENSION_PACKAGES),$(OUT)/extensions/$1/$(subst =,/,$e).tar)
+EXTENSIONS = $(foreach e,$(EXTENSION_PACKAGES),--extension $(firstword $(subst =, ,$e))=$(OUT)/extensions/$1/$(subst =,/,$e).tar)
+$(OUT)/extensions/%/list: FORCE
+	@mkdir -p $(@D); echo '$(EXTENSION_PACKAGES)' | cmp -s - $@ || echo '$(EXTENSION_PACKAGES)' >$@
+$(OUT)/extensions/debian/%.tar: $(OUT)/rootfs/debian.tar
+	@mkdir -p $(@D)
+	@echo "making what $(notdir $*) add to it (a minute)"
+	@DEV=1 builder/recipes/debian/make-extension $< $@ $(notdir $*)
+$(OUT)/extensions/desktop/%.tar: $(OUT)/rootfs/desktop.tar
+	@mkdir -p $(@D)
+	@echo "making what $(notdir $*) add to it (minutes)"
+	@DEV=1 DESKTOP=$(DESKTOP) FIRMWARE=$(FIRMWARE) EXTRA=$(EXTRA) builder/recipes/debian/make-extension $< $@ $(notdir $*)
 
 # What a machine is updated from: the same without the latest updates.
 $(OUT)/rootfs/debian-before.tar: $(RECIPE) | $(OUT)/tools.stamp
@@ -251,8 +268,8 @@ $(OUT)/rootfs/testos.stamp: $(OUT)/rootfs/debian.stamp uki.conf $(shell find qem
 	@go run ./qemu-tests/testos/mkrootfs -debian $(OUT)/rootfs/debian -init $(OUT)/rootfs/testos-init -config uki.conf -out $(OUT)/rootfs/testos
 	@touch $@
 
-$(OUT)/images/debian-$(VERSION)/disk.img: $(OUT)/rootfs/debian.tar uki.conf $(TOOLS)
-	@$(HALOGEN_BUILD) --installer --rootfs $< --out $(@D) >/dev/null
+$(OUT)/images/debian-$(VERSION)/disk.img: $(OUT)/rootfs/debian.tar $(OUT)/extensions/debian/list $(call EXTENSION_TARS,debian) uki.conf $(TOOLS)
+	@$(HALOGEN_BUILD) --installer --rootfs $< $(call EXTENSIONS,debian) --out $(@D) >/dev/null
 	$(MINE)
 
 $(OUT)/images/testos-$(VERSION)/disk.img: $(OUT)/rootfs/testos.stamp uki.conf $(TOOLS)
@@ -264,8 +281,8 @@ $(OUT)/desktop/uki.conf: uki.conf builder/recipes/desktop/config
 	@builder/recipes/desktop/config uki.conf >$@
 
 # Its disk has room for two slots of 8 GiB.
-$(OUT)/images/desktop-$(VERSION)/disk.img: $(OUT)/rootfs/desktop.tar $(OUT)/desktop/uki.conf $(TOOLS)
-	@$(HALOGEN_BUILD) --disk-size 32G --installer --config $(OUT)/desktop/uki.conf --rootfs $< --out $(@D) >/dev/null
+$(OUT)/images/desktop-$(VERSION)/disk.img: $(OUT)/rootfs/desktop.tar $(OUT)/extensions/desktop/list $(call EXTENSION_TARS,desktop) $(OUT)/desktop/uki.conf $(TOOLS)
+	@$(HALOGEN_BUILD) --disk-size 32G --installer --config $(OUT)/desktop/uki.conf --rootfs $< $(call EXTENSIONS,desktop) --out $(@D) >/dev/null
 	$(MINE)
 
 # The test system for machines without TPM or Secure Boot.

@@ -9,5 +9,5 @@ import "embed"
 
 // FS has a directory for each recipe.
 //
-//go:embed debian gentoo desktop entries finish-system
+//go:embed debian gentoo desktop added entries finish-system
 var FS embed.FS

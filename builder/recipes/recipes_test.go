@@ -268,7 +268,7 @@ func packages(t *testing.T, archive string) {
 // Shell scripts are read by a critic, and the recipes' own hooks are programs.
 func TestScripts(t *testing.T) {
 	var scripts []string
-	for _, pattern := range []string{"*/make-rootfs", "gentoo/install", "finish-system", "entries", "desktop/config", "desktop/finish", "debian/mirror", "debian/hooks/*", "../container/make-release", "../container/development-keys"} {
+	for _, pattern := range []string{"*/make-rootfs", "gentoo/install", "finish-system", "entries", "desktop/config", "desktop/finish", "debian/mirror", "debian/make-extension", "debian/hooks/*", "../container/make-release", "../container/development-keys"} {
 		found, err := filepath.Glob(pattern)
 		if err != nil || len(found) == 0 {
 			t.Fatalf("%s: %v", pattern, err)
