@@ -337,6 +337,17 @@ $(DESKTOPS): $(KEY)/desktop.conf $(TOOLS)
 	@$(AS_ROOT) bin/halogen build $(BUILD_CACHE) --config $(KEY)/desktop.conf --version $(lastword $(subst -, ,$(notdir $(@D)))) --disk --disk-size 32G --rootfs $(filter %.tar,$^) --out $(@D) >/dev/null
 	$(MINE)
 
+# A system with an extension, and its next release: a module that Debian has signed is in the
+# extension and not in the image.
+EXTENDED := $(OUT)/images/extended-1/disk.img $(OUT)/images/extended-2/disk.img
+$(OUT)/rootfs/without-wireguard.tar $(OUT)/rootfs/wireguard.tar &: $(OUT)/rootfs/debian.tar qemu-tests/update/take-module
+	@$(AS_ROOT) qemu-tests/update/take-module wireguard $(abspath $< $(@D)/without-wireguard.tar $(@D)/wireguard.tar)
+$(OUT)/rootfs/vpn-1.tar $(OUT)/rootfs/vpn-2.tar: $(OUT)/rootfs/vpn-%.tar: $(OUT)/rootfs/wireguard.tar $(OUT)/extensions/debian/vpn/wireguard-tools,dnsmasq-base.tar qemu-tests/update/make-vpn $(shell find qemu-tests/update/vpn -type f)
+	@$(AS_ROOT) qemu-tests/update/make-vpn $* $(abspath $(filter %.tar,$^) $@)
+$(EXTENDED): $(OUT)/images/extended-%/disk.img: $(OUT)/rootfs/without-wireguard.tar $(OUT)/rootfs/vpn-%.tar $(KEY)/uki.conf $(TOOLS)
+	@$(AS_ROOT) bin/halogen build $(BUILD_CACHE) --config $(KEY)/uki.conf --version $* --disk --rootfs $< --extension vpn=$(OUT)/rootfs/vpn-$*.tar --out $(@D) >/dev/null
+	$(MINE)
+
 # The same with another file system on the root partition.
 BTRFS := $(OUT)/images/btrfs-1/disk.img $(OUT)/images/btrfs-2/disk.img
 $(KEY)/btrfs.conf: $(KEY)/uki.conf
@@ -519,18 +530,18 @@ $(OUT)/forgetful/bb: $(MACHINE) uroot-cmds/build-busybox $(OUT)/version
 	@mv $@.new $@
 
 # Boot tests that do not fit into the hour of `make test`: `make more-boot-tests` runs them.
-MORE := ^(TestLayouts|TestBtrfs|TestEarlierRelease|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestNextUpdate|TestPatches|TestNoTPMOptional|TestOptionalOutsideSetupMode|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestBuses|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestKeymap|TestPad|TestManagerRevoked|TestLoaderRevoked|TestModuleKey|TestExtension|TestMicrocode|TestFirmwareUpdater|TestFreeSpace|TestScreens|TestDesktop|TestDesktopUpdate)$$
+MORE := ^(TestLayouts|TestBtrfs|TestEarlierRelease|TestBadUpdate|TestLiveDebian|TestConsoleUpdate|TestNextUpdate|TestPatches|TestNoTPMOptional|TestOptionalOutsideSetupMode|TestProvisioningCut|TestEnrollmentCut|TestStartupCuts|TestMemoryControl|TestOtherMachine|TestOldMachine|TestBuses|TestMoreBuses|TestStorage|TestBadDisks|TestCard|TestReinstall|TestNewKeys|TestMemoryKeyboard|TestKeymap|TestPad|TestManagerRevoked|TestLoaderRevoked|TestModuleKey|TestExtension|TestExtensionUpdate|TestMicrocode|TestFirmwareUpdater|TestFreeSpace|TestScreens|TestDesktop|TestDesktopUpdate)$$
 BOOT_TEST = HALOGEN_FORGETFUL=$(abspath $(OUT)/forgetful/bb) HALOGEN_IMAGES=$(abspath $(OUT)/images) HALOGEN_OUT=$(abspath $(OUT)/qemu) HALOGEN_TOOLS13=$(abspath $(OUT)/tools13) HALOGEN_DEBIAN=$(abspath $(OUT)/rootfs/debian) \
 	go test -count=1 -timeout 75m -parallel 64 -v ./qemu-tests
 
 .PHONY: more-boot-tests
 more-boot-tests: $(OUT)/tools13.stamp $(OUT)/forgetful/bb ## systems with other inits, and machines that take long
-	@$(MAKE) --no-print-directory -j2 RUN=Updater test-images more-test-images $(LAYOUTS) $(BTRFS) $(DESKTOPS) $(OUT)/images/earlier-1/disk.img
+	@$(MAKE) --no-print-directory -j2 RUN=Updater test-images more-test-images $(LAYOUTS) $(BTRFS) $(EXTENDED) $(DESKTOPS) $(OUT)/images/earlier-1/disk.img
 	@$(BOOT_TEST) -run '$(MORE)'
 
 .PHONY: boot-test
 boot-test: $(OUT)/tools13.stamp $(if $(findstring Memory,$(RUN)),$(OUT)/forgetful/bb) ## boot the images in QEMU (RUN=REGEX: these tests alone, whichever target has them)
-	@$(MAKE) --no-print-directory -j2 test-images $(if $(RUN),more-test-images) $(if $(findstring Layouts,$(RUN)),$(LAYOUTS)) $(if $(findstring Btrfs,$(RUN)),$(BTRFS)) $(if $(findstring Desktop,$(RUN)),$(DESKTOPS)) $(if $(findstring Earlier,$(RUN)),$(OUT)/images/earlier-1/disk.img)
+	@$(MAKE) --no-print-directory -j2 test-images $(if $(RUN),more-test-images) $(if $(findstring Layouts,$(RUN)),$(LAYOUTS)) $(if $(findstring Btrfs,$(RUN)),$(BTRFS)) $(if $(findstring Extension,$(RUN)),$(EXTENDED)) $(if $(findstring Desktop,$(RUN)),$(DESKTOPS)) $(if $(findstring Earlier,$(RUN)),$(OUT)/images/earlier-1/disk.img)
 	@echo "boot tests, and how long each takes beside another:"
 	@$(BOOT_TEST) $(if $(RUN),-run '$(RUN)',-skip '$(MORE)') $(if $(UPDATE),-update) | tee $(OUT)/boot.log | grep --line-buffered -E '^( *--- |ok|FAIL)|of processor time$$' || { grep -vE '^ *(=== |--- PASS)' $(OUT)/boot.log; exit 1; }
 	@! grep -q 'no tests to run' $(OUT)/boot.log || { echo 'no boot test matches RUN=$(RUN)'; exit 1; }

@@ -101,7 +101,7 @@ type liveGuest struct {
 func startLive(t *testing.T, disk4, disk5 string) *liveGuest {
 	t.Helper()
 	dir := t.TempDir()
-	key := updateKey(t)
+	key := updateKey(t, "update-1")
 	text, err := os.ReadFile(filepath.Join(key, "public.asc"))
 	must(t, err)
 	pinned, err := pgp.ParseKey(text)

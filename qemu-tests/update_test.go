@@ -56,7 +56,7 @@ func (g *Guest) onESP(line string) string {
 // the key that gpg made.
 func publish(t *testing.T, s *WebServer, image string) {
 	t.Helper()
-	publishBuild(t, s.Root, filepath.Dir(Image(t, image)), keyOf(updateKey(t)))
+	publishBuild(t, s.Root, filepath.Dir(Image(t, image)), keyOf(updateKey(t, image)))
 }
 
 // keyOf is the release key in a directory.
@@ -64,10 +64,10 @@ func keyOf(directory string) release.KeyFile {
 	return release.KeyFile{Path: filepath.Join(directory, "secret.asc"), Password: filepath.Join(directory, "password"), UnencryptedStorage: true}
 }
 
-// updateKey is the directory with the release key that gpg made.
-func updateKey(t *testing.T) string {
+// updateKey is the directory with the release key that gpg made, beside an image that pins it.
+func updateKey(t *testing.T, image string) string {
 	t.Helper()
-	return filepath.Join(filepath.Dir(filepath.Dir(Image(t, "update-1"))), "update-key")
+	return filepath.Join(filepath.Dir(filepath.Dir(Image(t, image))), "update-key")
 }
 
 // publishBuild publishes what a build left in a directory; an empty key signs nothing.
