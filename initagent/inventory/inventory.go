@@ -182,6 +182,17 @@ func (inv *Inventory) Open(s layout.Slot, write bool) (data, tree hw.File, err e
 	return data, tree, nil
 }
 
+// UUIDs are those of a slot's partitions, by which a UKI finds its system; an error where the
+// table has no such slot.
+func (inv *Inventory) UUIDs(s layout.Slot) (system, tree gpt.GUID, err error) {
+	a, err := layout.Find(inv.table, s.System())
+	b, terr := layout.Find(inv.table, s.Verity())
+	if err := errors.Join(err, terr); err != nil {
+		return system, tree, fmt.Errorf("slot %s of %s: %w", s, inv.Disk, err)
+	}
+	return a.UUID, b.UUID, nil
+}
+
 // SystemSize is the size of a slot's system partition, in bytes; 0 where the
 // table has none.
 func (inv *Inventory) SystemSize(s layout.Slot) int64 {

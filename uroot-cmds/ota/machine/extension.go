@@ -70,6 +70,9 @@ type Extensions struct {
 	Unlisted string `json:"unlisted,omitempty"`
 
 	choice extension.Choice
+	// fallback is why files that no release here lists may be needed all the same: the boot
+	// writes a UKI that is lost again. nil where they are not.
+	fallback error
 }
 
 // ListExtensions says which extensions the releases here have, which are enabled, and what
@@ -189,6 +192,7 @@ func (m *Machine) carriers(r *Running) (*Extensions, error) {
 	if !slices.ContainsFunc(x.Releases, func(c Carrier) bool { return c.Role == RoleRuns }) {
 		unlisted = append(unlisted, fmt.Sprintf("the EFI system partition has no boot file (UKI) of version %s, which runs: restart, which writes it again", r.Contract.Version))
 	}
+	x.fallback = m.lostFallback(r, inv)
 	staged, err := m.staged(r)
 	if err != nil {
 		return nil, err
@@ -214,6 +218,27 @@ func (m *Machine) carriers(r *Running) (*Extensions, error) {
 		return cmp.Compare(slices.Index(rank, a.Role), slices.Index(rank, b.Role))
 	})
 	return x, nil
+}
+
+// lostFallback says whether the other slot may hold a system whose UKI is not on the EFI system
+// partition: it was not emptied by a fetch, which gives its partitions new UUIDs and notes them.
+func (m *Machine) lostFallback(r *Running, inv *inventory.Inventory) error {
+	other := r.Slot.Other()
+	if slices.ContainsFunc(inv.Systems, func(s inventory.System) bool { return s.Contract != nil && s.Slot == other }) {
+		return nil
+	}
+	system, tree, err := inv.UUIDs(other)
+	if err != nil {
+		return err
+	}
+	var given emptied
+	if _, err := decode(m.state(r, slotFile), &given); err != nil {
+		return err
+	}
+	if given == (emptied{other, system.String(), tree.String()}) {
+		return nil
+	}
+	return fmt.Errorf("slot %s may hold a system whose boot file (UKI) is not on the EFI system partition", other)
 }
 
 // add adds a release, once.
@@ -281,7 +306,7 @@ func (m *Machine) extensionThere(r *Running, e *contract.Extension) bool {
 //
 // A release counts as long as its UKI is on the EFI system partition or it is being fetched:
 // so the files of both slots stay, and a rollback finds its own. Where not every UKI can be
-// read, nothing is removed.
+// read, nothing is removed. Where one may be lost, whole files stay.
 func (m *Machine) sweep(r *Running, x *Extensions, drop ...string) (freed int64, err error) {
 	directory := m.state(r, extension.Directory)
 	entries, err := os.ReadDir(directory)
@@ -300,8 +325,13 @@ func (m *Machine) sweep(r *Running, x *Extensions, drop ...string) (freed int64,
 			listed[e.Root().String()] = e.Name
 		}
 	}
+	var kept error
 	for _, entry := range entries {
 		if !useless(entry.Name(), listed, drop) {
+			continue
+		}
+		if x.fallback != nil && filepath.Ext(entry.Name()) == fileEnding {
+			kept = fmt.Errorf("files of extensions stay that no release here lists, since %w: restart, which writes it again if it was lost", x.fallback)
 			continue
 		}
 		if info, err := entry.Info(); err == nil && info.Mode().IsRegular() {
@@ -311,7 +341,7 @@ func (m *Machine) sweep(r *Running, x *Extensions, drop ...string) (freed int64,
 			return freed, err
 		}
 	}
-	return freed, hw.SyncDirectory(directory)
+	return freed, errors.Join(kept, hw.SyncDirectory(directory))
 }
 
 // useless reports whether a name in the extensions' directory is of a file that none of the

@@ -21,6 +21,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/bootinfo"
 	"halogenos.internal/uroot-cmds/ota/fetch"
 	"halogenos.internal/uroot-cmds/ota/otatest"
@@ -451,7 +452,16 @@ func TestExtensionsSweep(t *testing.T) {
 	if err != nil || len(out.Warnings) != 1 || !strings.Contains(out.Warnings[0], "no file is removed") || w.read(stale+fileEnding) != "x" {
 		t.Errorf("%+v, %v", out, err)
 	}
+	// Its UKI is lost, and the next start may write it again: its slot is named as before.
 	must(t, os.Remove(w.path("esp/EFI/Linux/test-os_1.efi")))
+	out, err = w.m.DisableExtensions([]string{"vpn"})
+	if err != nil || len(out.Warnings) != 1 || !strings.Contains(out.Warnings[0], "slot b may hold a system whose boot file (UKI) is not on the EFI system partition") {
+		t.Errorf("%+v, %v", out, err)
+	}
+	if w.read(w.file(&w.one.Extensions[0])) != string(w.one.Extensions[0].File) {
+		t.Error("the fallback's extension is gone")
+	}
+	w.emptied()
 	if out, err = w.m.DisableExtensions([]string{"vpn"}); err != nil || len(out.Warnings) > 0 || out.Freed == 0 {
 		t.Errorf("%+v, %v", out, err)
 	}
@@ -460,6 +470,17 @@ func TestExtensionsSweep(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// emptied is slot B as a fetch empties it.
+func (w extendedWorld) emptied() {
+	w.t.Helper()
+	r, err := w.m.Running()
+	must(w.t, err)
+	u := &update{Machine: w.m, running: r, table: w.table()}
+	u.disk, err = bootdisk.Disk(w.m.Hardware.Disks, w.m.Hardware.Firmware)
+	must(w.t, err)
+	must(w.t, u.rename())
 }
 
 // By path and from an archive of its own, and from what lies beside a release's.
