@@ -153,6 +153,18 @@ func TestExtensionThatDoesNotFit(t *testing.T) {
 	}
 }
 
+// Where /opt alone cannot be laid, the reason says that /usr was.
+func TestExtensionWithoutItsOpt(t *testing.T) {
+	t.Parallel()
+	m := machinetest.Extended(t, machinetest.NewExtension(t, "vpn", 1, false, map[string]string{"usr/bin/vpn": "vpn", "opt/vpn/x": "x"}))
+	m.Enable("vpn")
+	m.NoOverlay = filepath.Join(m.Root, "sysroot/opt")
+	m.Runs(1, "extension vpn is left out: /opt could not be laid over the system's, and what it has in /usr is part of the system: ")
+	if s := stateOf(m, "vpn"); s.Opened || len(m.Overlaid) != 1 {
+		t.Errorf("the report says %+v; %v", s, m.Overlaid)
+	}
+}
+
 // Root of the running system can write what it likes in the place of the choice: none is
 // opened then, and where one is essential, which may be enabled, the boot stops.
 func TestHostileChoice(t *testing.T) {

@@ -83,7 +83,11 @@ func lay(h *host.Host, tree, top string) {
 	target := h.Path(host.SystemDirectory, tree)
 	err := h.Mount("overlay", target, "overlay", unix.MS_RDONLY|unix.MS_NODEV, "lowerdir="+strings.Join(append(layers, target), ":")+",redirect_dir=nofollow,metacopy=off")
 	if err != nil {
-		leaveOut(h, with, fmt.Errorf("/%s could not be laid over the system's: %w", tree, err))
+		there := ""
+		if tree == trees[1] { // every extension has a /usr, which was laid before
+			there = ", and what it has in /usr is part of the system"
+		}
+		leaveOut(h, with, fmt.Errorf("/%s could not be laid over the system's%s: %w", tree, there, err))
 	}
 }
 
