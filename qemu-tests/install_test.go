@@ -54,6 +54,7 @@ func TestInstallerStick(t *testing.T) {
 			g := newGuest(t, Options{Image: "testos-1", Prepare: emptyDisk, VM: tt.o})
 			g.VM.Extra = append(node("own", g.State().Disk()), hotPort()...)
 			g.PowerOn()
+			g.takesLanguage()
 			g.sees("which disk?")
 			g.plugsDisk(tt.o, tt.disk)
 			g.send("\r")
@@ -129,6 +130,15 @@ func (g *Guest) sees(text string) {
 // the spaces most of all.
 func screenText(text string) *regexp.Regexp {
 	return regexp.MustCompile(strings.ReplaceAll(regexp.QuoteMeta(text), " ", " *"))
+}
+
+// takesLanguage answers the installer's first question at a serial line, where none about the
+// keyboard follows.
+func (g *Guest) takesLanguage() {
+	g.t.Helper()
+	g.sees("Language of the installer")
+	g.sees("> English")
+	g.send("\r")
 }
 
 // send types keys that are not a line, once the program has seen to its terminal.

@@ -70,6 +70,7 @@ func TestReinstall(t *testing.T) {
 // kept.
 func (g *Guest) reinstall() {
 	g.t.Helper()
+	g.takesLanguage()
 	g.sees("which disk?")
 	g.sees("/dev/vda")
 	g.send("\r") // it starts there, and not on the stick

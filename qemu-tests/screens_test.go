@@ -42,6 +42,7 @@ func TestScreens(t *testing.T) {
 		t.Run(fmt.Sprintf("%dx%d %s", s.width, s.height, s.language.Code()), func(t *testing.T) {
 			t.Parallel()
 			t.Run("installer", func(t *testing.T) { t.Parallel(); s.installer(t) })
+			t.Run("prompts", func(t *testing.T) { t.Parallel(); s.prompts(t) })
 			t.Run("recovery key and console", func(t *testing.T) { t.Parallel(); s.keyAndConsole(t) })
 		})
 	}
@@ -49,9 +50,7 @@ func TestScreens(t *testing.T) {
 
 // options are those of a machine with the seat's screen.
 func (s seat) options(prepare func(vm.State) error, o vm.Options) Options {
-	o.Display = true
-	o.Extra = append(o.Extra, "-global", fmt.Sprintf("VGA.xres=%d", s.width), "-global", fmt.Sprintf("VGA.yres=%d", s.height))
-	return Options{Image: "testos-1", VM: o, Prepare: func(state vm.State) error {
+	return Options{Image: "testos-1", VM: s.display(o), Prepare: func(state vm.State) error {
 		if prepare != nil {
 			if err := prepare(state); err != nil {
 				return err
@@ -59,6 +58,13 @@ func (s seat) options(prepare func(vm.State) error, o vm.Options) Options {
 		}
 		return s.choose(state)
 	}}
+}
+
+// display are options with the seat's screen.
+func (s seat) display(o vm.Options) vm.Options {
+	o.Display = true
+	o.Extra = append(o.Extra, "-global", fmt.Sprintf("VGA.xres=%d", s.width), "-global", fmt.Sprintf("VGA.yres=%d", s.height))
+	return o
 }
 
 // choose has the firmware know the seat's language, as after an installation.
@@ -78,20 +84,6 @@ func (s seat) begins(text string) string {
 	said, _, _ := strings.Cut(s.language.Text(text), "%")
 	said, _, _ = strings.Cut(strings.TrimSpace(said), "\n")
 	return regexp.QuoteMeta(said)
-}
-
-func (s seat) installer(t *testing.T) {
-	plugged := vm.Disk{Path: filepath.Join(t.TempDir(), "stick.img"), Bus: vm.USB, BootIndex: 1}
-	must(t, vm.CopySparse(plugged.Path, stick(t, "testos-1")))
-	g := Machine(t, s.options(emptyDisk, vm.Options{Memory: installerMemoryMiB, Disks: []vm.Disk{plugged}}))
-	g.sees("vda")
-	g.sees("Esc")
-	page := g.compare(s, "installer", "")
-	// The chosen disk and the two bars stand out by their background.
-	if bars := page.bars(); len(bars) != 3 || bars[0].Min.Y != 0 || bars[2].Max.Y < page.Bounds().Dy()-2*glyphHeight {
-		t.Errorf("bars at %v of %v; want the title, the chosen disk, and the keys at the bottom", bars, page.Bounds())
-	}
-	g.PowerCut()
 }
 
 func (s seat) keyAndConsole(t *testing.T) {

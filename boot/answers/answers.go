@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"halogenos.internal/boot/strictjson"
+	"halogenos.internal/boot/words"
 )
 
 // Version is that of the format.
@@ -64,8 +65,8 @@ const (
 
 // asked are the keys, with how a summary calls them.
 var asked = [][2]string{
-	{KeyLanguage, "language"}, {KeyKeyboard, "keyboard"}, {KeyTimeZone, "time zone"}, {KeyHostName, "name"},
-	{KeyUpdates, "updates"}, {KeyAccount, "account"}, {KeyWireless, "wireless network"},
+	{KeyLanguage, words.SumLanguage}, {KeyKeyboard, words.SumKeyboard}, {KeyTimeZone, words.SumTimeZone}, {KeyHostName, words.SumHostName},
+	{KeyUpdates, words.SumUpdates}, {KeyAccount, words.SumAccount}, {KeyWireless, words.SumWireless},
 }
 
 // An Account is that of the person who uses the machine.
@@ -118,37 +119,42 @@ func Parse(text []byte) (*Answers, error) {
 	return a, a.check()
 }
 
-// Summary says what the answers are, a line each; of a password, that there is one.
-func (a *Answers) Summary() string {
+// Summary is [Answers.SummaryIn] in English.
+func (a *Answers) Summary() string { return a.SummaryIn(words.English) }
+
+// SummaryIn says what the answers are, a line each; of a password, that there is one.
+func (a *Answers) SummaryIn(l words.Language) string {
 	var b strings.Builder
 	line := func(what, value string) {
 		if value != "" {
-			fmt.Fprintf(&b, "  %-10s %s\n", what, value)
+			fmt.Fprintf(&b, "  %-10s %s\n", l.Text(what), value)
 		}
 	}
-	line("language", a.Language)
-	line("keyboard", a.Keyboard)
-	line("time zone", a.TimeZone)
-	line("name", a.HostName)
+	line(words.SumLanguage, a.Language)
+	line(words.SumKeyboard, a.Keyboard)
+	line(words.SumTimeZone, a.TimeZone)
+	line(words.SumHostName, a.HostName)
 	if a.AutomaticUpdates != nil {
-		line("updates", map[bool]string{true: "by themselves", false: "when asked for (ota fetch)"}[*a.AutomaticUpdates])
+		line(words.SumUpdates, l.Text(map[bool]string{true: words.SumThemselves, false: words.SumWhenAsked}[*a.AutomaticUpdates]))
 	}
 	switch c := a.Account; {
 	case c == nil && slices.Contains(a.Ask, KeyAccount):
 	case c == nil:
-		line("account", "none")
+		line(words.SumAccount, l.Text(words.SumNone))
 	case c.Administers():
-		line("account", strings.TrimSpace(c.Name+"  "+c.FullName)+", who may become root")
+		line(words.SumAccount, l.Say(words.SumAdministers, strings.TrimSpace(c.Name+"  "+c.FullName)))
 	default:
-		line("account", strings.TrimSpace(c.Name+"  "+c.FullName))
+		line(words.SumAccount, strings.TrimSpace(c.Name+"  "+c.FullName))
 	}
 	var later []string
 	for _, key := range asked {
 		if slices.Contains(a.Ask, key[0]) {
-			later = append(later, key[1])
+			later = append(later, l.Text(key[1]))
 		}
 	}
-	line("asked for", strings.Join(later, ", ")+map[bool]string{true: " (at the first start)"}[len(later) > 0])
+	if len(later) > 0 {
+		line(words.SumAsked, l.Say(words.SumAtFirstStart, strings.Join(later, ", ")))
+	}
 	return b.String()
 }
 
@@ -273,15 +279,15 @@ const maxHostName = 64
 // HostName checks a machine's name (RFC 1123, section 2.1), with or without a domain.
 func HostName(s string) error {
 	if len(s) > maxHostName {
-		return fmt.Errorf("%.70q has %d characters, more than %d", s, len(s), maxHostName)
+		return words.Errorf(words.AskHostLong, s, len(s), maxHostName)
 	}
 	for part := range strings.SplitSeq(s, ".") {
 		if !label.MatchString(part) {
-			return fmt.Errorf("%.70q is not a host name: take a-z, 0-9 and '-', with a letter or a digit first and last", s)
+			return words.Errorf(words.AskHostForm, s)
 		}
 	}
 	if s == "localhost" {
-		return errors.New("localhost is what every machine calls itself: take another name")
+		return words.Errorf(words.AskLocalhost)
 	}
 	return nil
 }
@@ -289,7 +295,7 @@ func HostName(s string) error {
 // UserName checks the name of an account, as useradd(8) takes it everywhere.
 func UserName(s string) error {
 	if !userName.MatchString(s) {
-		return fmt.Errorf("%.40q is not an account's name: take 1 to 31 of a-z, 0-9, '-' and '_', with a letter first", s)
+		return words.Errorf(words.AskUserForm, s)
 	}
 	return nil
 }
@@ -303,9 +309,9 @@ func FullName(s string) error {
 	odd := func(r rune) bool { return r == ':' || r == ',' || r == '=' || !unicode.IsPrint(r) }
 	switch {
 	case len(s) > maxFullName:
-		return fmt.Errorf("has %d bytes, more than %d", len(s), maxFullName)
+		return words.Errorf(words.AskNameLong, len(s), maxFullName)
 	case strings.ContainsFunc(s, odd), !utf8.ValidString(s), strings.TrimSpace(s) != s:
-		return fmt.Errorf("%.60q cannot be a full name: it has ':', ',', '=', a control character, or a space at an end", s)
+		return words.Errorf(words.AskNameForm, s)
 	}
 	return nil
 }
@@ -325,13 +331,13 @@ const maxPassword = 511
 func Password(s []byte) error {
 	switch {
 	case len(s) == 0:
-		return errors.New("the password is empty")
+		return words.Errorf(words.AskPasswordEmpty)
 	case len(s) > maxPassword:
-		return fmt.Errorf("the password has %d bytes, more than %d", len(s), maxPassword)
+		return words.Errorf(words.AskPasswordLong, len(s), maxPassword)
 	}
 	for _, b := range s {
 		if b < ' ' || b == 0x7f {
-			return errors.New("the password has a control character, as an arrow key or Tab types it")
+			return words.Errorf(words.AskPasswordControl)
 		}
 	}
 	return nil

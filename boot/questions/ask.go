@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/answers"
+	"halogenos.internal/boot/words"
 )
 
 // A Terminal is where somebody is asked.
@@ -29,21 +30,6 @@ const (
 	leave = "."
 )
 
-const welcome = `
-Some questions about this machine. Enter takes what stands in [brackets];
-? lists what there is, and ?word what has the word in it. Nothing is changed
-before the end, but for the keyboard. Type later to leave all as it is; at a
-first start the next one asks again.
-
-`
-
-const welcomeInstaller = `
-Some questions about the new system. Enter takes what stands in [brackets];
-? lists what there is, and ?word what has the word in it. Type . to be asked
-that at the system's first start, and later for all of them.
-
-`
-
 // A Person is asked, a line at a time.
 type Person struct {
 	Terminal Terminal
@@ -51,6 +37,8 @@ type Person struct {
 	// Keyboard has a layout take effect at once, so that a password is typed on it. It is
 	// nil in an installer, whose own keyboard stays as it is.
 	Keyboard func(layout string) error
+	// Language is what the person reads.
+	Language words.Language
 	// Leaves: a question can be left for the first start, as in an installer.
 	Leaves bool
 }
@@ -62,15 +50,15 @@ func (p *Person) Ask(given *answers.Answers) (*answers.Answers, error) {
 	if i.Question() == nil {
 		return i.Answers(), nil
 	}
-	p.Terminal.Say(map[bool]string{false: welcome, true: welcomeInstaller}[p.Leaves])
+	p.Terminal.Say(p.Language.Text(map[bool]string{false: words.AskWelcome, true: words.AskWelcomeInstaller}[p.Leaves]))
 	for {
 		if err := p.questions(i); err != nil {
 			Clear(&i.answers)
 			return nil, err
 		}
 		a := i.Answers()
-		p.Terminal.Say("\n" + a.Summary() + "\n")
-		yes, err := p.Yes("Is this right?", true)
+		p.Terminal.Say("\n" + a.SummaryIn(p.Language) + "\n")
+		yes, err := p.Yes(words.Fixed(words.AskRight), true)
 		if yes && err == nil {
 			return a, nil
 		}
@@ -78,9 +66,12 @@ func (p *Person) Ask(given *answers.Answers) (*answers.Answers, error) {
 		if err != nil {
 			return nil, err
 		}
-		p.Terminal.Say("\nOnce more, then.\n\n")
+		p.say(words.AskAgain)
 	}
 }
+
+// say says a text of the catalogue.
+func (p *Person) say(format string, args ...any) { p.Terminal.Say(p.Language.Say(format, args...)) }
 
 func (p *Person) questions(i *Interview) error {
 	for q := i.Question(); q != nil; q = i.Question() {
@@ -89,7 +80,7 @@ func (p *Person) questions(i *Interview) error {
 		}
 	}
 	if !p.Choices.Accounts {
-		p.Terminal.Say("This system lacks useradd and its like: no account is made.\n")
+		p.say(words.AskNoAccounts)
 	}
 	return nil
 }
@@ -122,7 +113,7 @@ func (p *Person) one(i *Interview, q *Question) error {
 		return nil
 	}
 	if err := p.Keyboard(answer); err != nil {
-		p.Terminal.Say(fmt.Sprintf("the keyboard could not be set: %v\n", err))
+		p.say(words.AskKeyboardUnset, err)
 	}
 	return nil
 }
@@ -132,9 +123,9 @@ var errLeft = errors.New("left for the first start")
 
 // Put asks a question until there is an answer that can be taken.
 func (p *Person) Put(q *Question) (string, error) {
-	prompt := q.Text + ": "
+	prompt := p.Language.Line(q.Text) + ": "
 	if q.ByEnter != "" {
-		prompt = fmt.Sprintf("%s [%s]: ", q.Text, q.ByEnter)
+		prompt = fmt.Sprintf("%s [%s]: ", p.Language.Line(q.Text), q.Shown(p.Language))
 	}
 	listed, next := "", 0 // the word that was last listed, and where its next page begins
 	for {
@@ -155,7 +146,7 @@ func (p *Person) Put(q *Question) (string, error) {
 			}
 			word = strings.TrimSpace(word)
 			var text string
-			text, next = page(Matching(q.Choices, word), word, next)
+			text, next = page(p.Language, Matching(q.Choices, word), word, next)
 			p.Terminal.Say(text)
 			continue
 		case line == "":
@@ -165,12 +156,12 @@ func (p *Person) Put(q *Question) (string, error) {
 		if err == nil {
 			return answer, nil
 		}
-		p.Terminal.Say(err.Error() + "\n")
+		p.Terminal.Say(p.Language.Error(err) + "\n")
 	}
 }
 
 // Yes asks a question that is answered by yes or no.
-func (p *Person) Yes(text string, byEnter bool) (bool, error) {
+func (p *Person) Yes(text words.Line, byEnter bool) (bool, error) {
 	answer, err := p.Put(YesOrNo(text, byEnter))
 	return answer == "yes", err
 }
@@ -184,9 +175,9 @@ func (p *Person) Password(name string) ([]byte, error) {
 
 // password asks for a password, twice; nil leaves it for the first start. The caller clears it.
 func (p *Person) password(q *Question) ([]byte, error) {
-	prompt := q.Text + ": "
+	prompt := p.Language.Line(q.Text) + ": "
 	if p.Leaves {
-		prompt = q.Text + "; Enter: ask at the first start: "
+		prompt = p.Language.Say(words.AskEnterLater, p.Language.Line(q.Text))
 	}
 	for {
 		one, err := p.Terminal.Secret(prompt)
@@ -198,10 +189,10 @@ func (p *Person) password(q *Question) ([]byte, error) {
 		}
 		if err := answers.Password(one); err != nil {
 			clear(one)
-			p.Terminal.Say(err.Error() + "\n")
+			p.Terminal.Say(p.Language.Error(err) + "\n")
 			continue
 		}
-		two, err := p.Terminal.Secret("Once more: ")
+		two, err := p.Terminal.Secret(p.Language.Text(words.OnceMore))
 		if err != nil {
 			clear(one)
 			return nil, err
@@ -212,6 +203,6 @@ func (p *Person) password(q *Question) ([]byte, error) {
 			return one, nil
 		}
 		clear(one)
-		p.Terminal.Say("these are not the same\n")
+		p.say(words.AskNotSameLine)
 	}
 }

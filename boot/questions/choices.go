@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"halogenos.internal/boot/answers"
+	"halogenos.internal/boot/words"
 )
 
 // Choices are what an image has to choose from, and what its machines have where nobody
@@ -119,9 +120,9 @@ func (c *Choices) DefaultHostName() string {
 func (c *Choices) Free(name string) error {
 	switch {
 	case slices.Contains(c.Users, name):
-		return fmt.Errorf("%s is an account of the system: take another name", name)
+		return words.Errorf(words.AskUserTaken, name)
 	case slices.Contains(c.Groups, name) && !slices.Contains(c.People, name):
-		return fmt.Errorf("%s is a group of the system: take another name", name)
+		return words.Errorf(words.AskGroupTaken, name)
 	}
 	return nil
 }

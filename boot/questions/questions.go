@@ -1,12 +1,11 @@
 package questions
 
 import (
-	"errors"
-	"fmt"
 	"slices"
 	"strings"
 
 	"halogenos.internal/boot/answers"
+	"halogenos.internal/boot/words"
 )
 
 // A Choice is a thing that can be chosen.
@@ -16,13 +15,25 @@ type Choice struct{ Name, Text string }
 type Question struct {
 	// Key is what the answer is called in setup.json(5); several questions may have one.
 	Key  string
-	Text string
+	Text words.Line
+	// Title is the question as a heading, where that is another; the zero value stands for Text.
+	Title words.Line
 	// ByEnter is what Enter takes; "" where something must be typed, or may be empty.
 	ByEnter string
 	Choices []Choice
 	// Take checks an answer and returns what is meant. A password has none, and
 	// answers.Password checks it.
 	Take func(string) (string, error)
+
+	yesOrNo bool
+}
+
+// Shown is what Enter takes, as it is shown in a language.
+func (q *Question) Shown(l words.Language) string {
+	if q.yesOrNo {
+		return l.Text(q.ByEnter)
+	}
+	return q.ByEnter
 }
 
 // Secret reports whether the answer is a password: it is not shown, and typed twice.
@@ -57,32 +68,29 @@ var topics = []topic{
 	{answers.KeyAccount, password, nil},
 }
 
-// among takes a choice by its name, in whatever case.
-func among(all []Choice, what string) func(string) (string, error) {
+// among takes a choice by its name, in whatever case. notThere is what is said of any other.
+func among(all []Choice, notThere string) func(string) (string, error) {
 	return func(line string) (string, error) {
 		for _, c := range all {
 			if strings.EqualFold(c.Name, line) {
 				return c.Name, nil
 			}
 		}
-		return "", fmt.Errorf("%.60q is not %s that this system has: ? lists them", line, what)
+		return "", words.Errorf(notThere, line)
 	}
 }
 
-// YesOrNo is a question that is answered by yes or no.
-func YesOrNo(text string, byEnter bool) *Question {
-	word := "no"
+// YesOrNo is a question that is answered by yes or no, in any of the languages.
+func YesOrNo(text words.Line, byEnter bool) *Question {
+	word := words.AskNo
 	if byEnter {
-		word = "yes"
+		word = words.AskYes
 	}
-	return &Question{Text: text, ByEnter: word, Take: func(line string) (string, error) {
-		switch strings.ToLower(line) {
-		case "y", "yes":
-			return "yes", nil
-		case "n", "no":
-			return "no", nil
+	return &Question{Text: text, ByEnter: word, yesOrNo: true, Take: func(line string) (string, error) {
+		if word := words.YesOrNoTyped(line); word != "" {
+			return word, nil
 		}
-		return "", errors.New("type yes or no")
+		return "", words.Errorf(words.AskYesOrNo)
 	}}
 }
 
@@ -98,8 +106,8 @@ func language(c *Choices, _ *answers.Answers) *Question {
 	if !slices.Contains(c.Languages, byEnter) {
 		byEnter = c.Languages[0]
 	}
-	of := among(all, "a language")
-	return &Question{Text: "Language, such as " + example(c.Languages), ByEnter: byEnter, Choices: all, Take: func(line string) (string, error) {
+	of := among(all, words.AskNoLanguage)
+	return &Question{Text: words.Linef(words.AskLanguage, example(c.Languages)), Title: words.Fixed(words.AskLanguageTitle), ByEnter: byEnter, Choices: all, Take: func(line string) (string, error) {
 		// Nobody types .UTF-8 gladly.
 		if found, err := of(line + ".UTF-8"); err == nil {
 			return found, nil
@@ -126,7 +134,7 @@ func keyboard(c *Choices, a *answers.Answers) *Question {
 	for _, l := range c.Keyboards {
 		all = append(all, Choice(l))
 	}
-	return &Question{Text: "Keyboard, such as us or de", ByEnter: c.DefaultKeyboard(a.Language), Choices: all, Take: among(all, "a keyboard layout")}
+	return &Question{Text: words.Fixed(words.AskKeyboard), Title: words.Fixed(words.AskKeyboardTitle), ByEnter: c.DefaultKeyboard(a.Language), Choices: all, Take: among(all, words.AskNoLayout)}
 }
 
 func timeZone(c *Choices, a *answers.Answers) *Question {
@@ -137,14 +145,14 @@ func timeZone(c *Choices, a *answers.Answers) *Question {
 	for _, z := range c.TimeZones {
 		all = append(all, Choice{Name: z.Name})
 	}
-	of := among(all, "a time zone")
-	return &Question{Text: "Time zone, such as Europe/Berlin", ByEnter: c.DefaultTimeZone(a.Language), Choices: all, Take: func(line string) (string, error) {
+	of := among(all, words.AskNoZone)
+	return &Question{Text: words.Fixed(words.AskTimeZone), Title: words.Fixed(words.AskTimeZoneTitle), ByEnter: c.DefaultTimeZone(a.Language), Choices: all, Take: func(line string) (string, error) {
 		return of(strings.ReplaceAll(line, " ", "_"))
 	}}
 }
 
 func hostName(c *Choices, _ *answers.Answers) *Question {
-	return &Question{Text: "Name of this machine", ByEnter: c.DefaultHostName(), Take: func(line string) (string, error) {
+	return &Question{Text: words.Fixed(words.AskHostName), ByEnter: c.DefaultHostName(), Take: func(line string) (string, error) {
 		line = strings.ToLower(line)
 		return line, answers.HostName(line)
 	}}
@@ -154,14 +162,14 @@ func updates(c *Choices, _ *answers.Answers) *Question {
 	if c.AutomaticUpdates == nil {
 		return nil
 	}
-	return YesOrNo("Shall new releases be fetched by themselves?", *c.AutomaticUpdates)
+	return YesOrNo(words.Fixed(words.AskUpdates), *c.AutomaticUpdates)
 }
 
 func fullName(c *Choices, _ *answers.Answers) *Question {
 	if !c.Accounts {
 		return nil
 	}
-	return &Question{Text: "Your name in full, which may be empty", Take: func(line string) (string, error) {
+	return &Question{Text: words.Fixed(words.AskFullName), Take: func(line string) (string, error) {
 		return line, answers.FullName(line)
 	}}
 }
@@ -170,7 +178,7 @@ func userName(c *Choices, a *answers.Answers) *Question {
 	if a.Account == nil {
 		return nil
 	}
-	return &Question{Text: "Name of your account, or - for none", ByEnter: short(a.Account.FullName, c), Take: func(line string) (string, error) {
+	return &Question{Text: words.Fixed(words.AskUserName), ByEnter: short(a.Account.FullName, c), Take: func(line string) (string, error) {
 		if line == NoAccount {
 			return line, nil
 		}
@@ -199,4 +207,4 @@ func password(_ *Choices, a *answers.Answers) *Question {
 }
 
 // PasswordOf asks for an account's password.
-func PasswordOf(name string) string { return "Password of " + name + " (it is not shown)" }
+func PasswordOf(name string) words.Line { return words.Linef(words.AskPassword, name) }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"halogenos.internal/boot/words"
 )
 
 // A page of choices: a console has 25 lines of 80 columns, and what has left it at the top is gone.
@@ -24,7 +26,7 @@ func Matching(all []Choice, word string) (found []Choice) {
 
 // page is a page of the choices, in columns where they have no text, and where the next page
 // begins: 0 after the last.
-func page(found []Choice, word string, from int) (text string, next int) {
+func page(l words.Language, found []Choice, word string, from int) (text string, next int) {
 	wide, each := 0, columns // of a name, and of a choice
 	for _, c := range found {
 		wide = max(wide, utf8.RuneCountInString(c.Name))
@@ -48,9 +50,9 @@ func page(found []Choice, word string, from int) (text string, next int) {
 	next = from + len(part)
 	switch more := len(found) - next; {
 	case len(found) == 0:
-		return fmt.Sprintf("nothing there has %q in it\n", word), 0
+		return l.Say(words.AskNothingHasLine, word), 0
 	case more > 0:
-		return text + fmt.Sprintf("  and %d more: the same again lists the next, ?word those with the word\n", more), next
+		return text + l.Say(words.AskMore, more), next
 	}
 	return text, 0
 }

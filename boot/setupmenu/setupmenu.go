@@ -8,6 +8,8 @@ package setupmenu
 import (
 	"io/fs"
 	"strings"
+
+	"halogenos.internal/boot/words"
 )
 
 // A Menu is what one maker's firmware calls it.
@@ -20,35 +22,37 @@ type Menu struct {
 	Beware string
 }
 
-// String is the way in one sentence.
-func (m Menu) String() string {
-	s := m.Key + " at power-on opens the setup; there: " + m.Clear
-	if m.Beware != "" {
-		s += " (" + m.Beware + ")"
+// String is the way in one sentence, in English.
+func (m Menu) String() string { return m.Line().String() }
+
+// Line is the way in one sentence.
+func (m Menu) Line() words.Line {
+	if m.Beware == "" {
+		return words.Linef(words.SetupWay, words.Fixed(m.Key), words.Fixed(m.Clear))
 	}
-	return s
+	return words.Linef(words.SetupWayBeware, words.Fixed(m.Key), words.Fixed(m.Clear), words.Fixed(m.Beware))
 }
 
 // provisioned is AMI's option, on by default, which most makers took over.
-const provisioned = "where there is Provision Factory Default Keys, switch it off first, or the keys come back at the next start"
+const provisioned = words.SetupProvisioned
 
 // menus are by what the makers' names begin with in SMBIOS, in small letters.
 var menus = []struct {
 	makers []string
 	menu   Menu
 }{
-	{[]string{"lenovo"}, Menu{"F1 (ThinkPad, ThinkCentre) or F2", "Security, Secure Boot, Reset to Setup Mode or Clear All Secure Boot Keys", "not Restore Factory Keys"}},
-	{[]string{"dell", "alienware"}, Menu{"F2", "Secure Boot or Boot Configuration, Expert Key Management: switch Custom Mode on, then Delete All Keys", "the menu is there while Secure Boot is on"}},
-	{[]string{"hp", "hewlett-packard"}, Menu{"Esc and then F10", "Security, Secure Boot Configuration, Clear Secure Boot Keys", "switch Sure Start Secure Boot Keys Protection off first, where it is there; the next start wants a code typed that it shows"}},
+	{[]string{"lenovo"}, Menu{words.SetupKeyLenovo, words.SetupLenovo, words.SetupLenovoBeware}},
+	{[]string{"dell", "alienware"}, Menu{"F2", words.SetupDell, words.SetupDellBeware}},
+	{[]string{"hp", "hewlett-packard"}, Menu{words.SetupKeyHP, "Security, Secure Boot Configuration, Clear Secure Boot Keys", words.SetupHPBeware}},
 	{[]string{"hpe"}, Menu{"F9", "BIOS/Platform Configuration, Server Security, Secure Boot Settings, Advanced Secure Boot Options, Delete all keys", ""}},
-	{[]string{"asustek", "asus"}, Menu{"F2 or Del", "Boot or Security, Secure Boot, Key Management, Clear Secure Boot Keys or Reset to Setup Mode", "OS Type stays at Windows UEFI Mode: Other OS switches Secure Boot off"}},
-	{[]string{"micro-star", "msi"}, Menu{"Del", "Settings, Security, Secure Boot: Secure Boot Mode Custom; Key Management, Delete all Secure Boot variables", provisioned}},
-	{[]string{"gigabyte"}, Menu{"Del or F2", "Boot or Security, Secure Boot: Secure Boot Mode Custom; Reset to Setup Mode, or Key Management, Delete all Secure Boot Variables", provisioned}},
-	{[]string{"asrock"}, Menu{"F2 or Del", "Security, Secure Boot: Secure Boot Mode Custom; Key Management, Reset to Setup Mode", provisioned}},
-	{[]string{"acer", "packard bell", "gateway"}, Menu{"F2", "Security: set a supervisor password, then Erase all Secure Boot Setting; desktops: Key Management, Reset To Setup Mode", "where there is Default Key Provisioning, switch it off first"}},
-	{[]string{"framework"}, Menu{"F2", "Administer Secure Boot, Erase all Secure Boot Settings", "where the keys are back at the next start: PK Options, and delete the PK alone"}},
+	{[]string{"asustek", "asus"}, Menu{words.SetupKeyF2Del, words.SetupAsus, words.SetupAsusBeware}},
+	{[]string{"micro-star", "msi"}, Menu{words.SetupKeyDel, "Settings, Security, Secure Boot: Secure Boot Mode Custom; Key Management, Delete all Secure Boot variables", provisioned}},
+	{[]string{"gigabyte"}, Menu{words.SetupKeyDelF2, words.SetupGigabyte, provisioned}},
+	{[]string{"asrock"}, Menu{words.SetupKeyF2Del, "Security, Secure Boot: Secure Boot Mode Custom; Key Management, Reset to Setup Mode", provisioned}},
+	{[]string{"acer", "packard bell", "gateway"}, Menu{"F2", words.SetupAcer, words.SetupAcerBeware}},
+	{[]string{"framework"}, Menu{"F2", "Administer Secure Boot, Erase all Secure Boot Settings", words.SetupFrameworkBeware}},
 	{[]string{"intel"}, Menu{"F2", "Boot, Secure Boot, Clear Secure Boot Data", ""}},
-	{[]string{"supermicro", "super micro"}, Menu{"Del", "Security, Secure Boot: Secure Boot Mode Custom; Key Management, Reset to Setup Mode or Delete All Secure Boot Variables", provisioned}},
+	{[]string{"supermicro", "super micro"}, Menu{words.SetupKeyDel, words.SetupSupermicro, provisioned}},
 	{[]string{"qemu"}, Menu{"Esc", "Device Manager, Secure Boot Configuration: Secure Boot Mode Custom Mode; Custom Secure Boot Options, PK Options, Delete Pk", ""}},
 }
 

@@ -1,5 +1,5 @@
 // Package words is the catalogue of what a person is asked and told on the screen before the
-// system runs: in English, which texts.go and cures.go have, and in each language of which there is a file
+// system runs: in English, which the files with constants have, and in each language of which there is a file
 // beside it, such as de.po, in the format of GNU gettext.
 //
 // It refuses to lose a text: what a language does not have is said in English. The log and the
@@ -104,6 +104,21 @@ func (l Language) Yes(answer string) bool {
 	return strings.EqualFold(answer, YesKey) || strings.EqualFold(answer, l.Text(YesKey))
 }
 
+// YesOrNoTyped is AskYes or AskNo for what was typed for one of them, in whatever case: the word,
+// or its first letter, of any language; "" for anything else.
+func YesOrNoTyped(line string) string {
+	line = strings.ToLower(strings.TrimSpace(line))
+	for _, code := range Codes() {
+		l, _ := Find(code) // it has a file
+		for _, word := range []string{AskYes, AskNo} {
+			if said := l.Text(word); line != "" && (line == said || line == said[:1]) {
+				return word
+			}
+		}
+	}
+	return ""
+}
+
 // A Line is a text of the catalogue with what belongs in it, for a language that is known later.
 type Line struct {
 	said   string // in English
@@ -117,8 +132,35 @@ func Linef(format string, args ...any) Line { return Line{fmt.Sprintf(format, ar
 // Fixed returns a line that has nothing to be put in.
 func Fixed(text string) Line { return Line{text, text, nil} }
 
+// IsZero reports whether nothing is said.
+func (n Line) IsZero() bool { return n.said == "" }
+
 // String is the line in English.
 func (n Line) String() string { return n.said }
+
+// MarshalText implements [encoding.TextMarshaler]: what programs read is English.
+func (n Line) MarshalText() ([]byte, error) { return []byte(n.said), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler]. What was read is English alone.
+func (n *Line) UnmarshalText(text []byte) error {
+	*n = Fixed(string(text))
+	return nil
+}
+
+// A List is several lines that are said as one.
+type List []Line
+
+// String is the list in English.
+func (n List) String() string { return English.List(n, ", ") }
+
+// List puts the lines of a list together in the language.
+func (l Language) List(n List, between string) string {
+	all := make([]string, len(n))
+	for i := range n {
+		all[i] = l.Line(n[i])
+	}
+	return strings.Join(all, between)
+}
 
 // Line returns a line in the language.
 func (l Language) Line(n Line) string {
@@ -168,6 +210,8 @@ func (l Language) told(args []any) []any {
 			out[i] = errors.New(l.Error(a))
 		case Line:
 			out[i] = l.Line(a)
+		case List:
+			out[i] = l.List(a, ", ")
 		}
 	}
 	return out

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"halogenos.internal/boot/dispatch"
+	"halogenos.internal/boot/words"
 )
 
 // Exit codes.
@@ -27,6 +28,7 @@ type command struct {
 	stdout, stderr io.Writer
 	getenv         func(string) string
 	executable     func() (string, error)
+	speaks         words.Language // what a person who installs reads
 }
 
 // errUsage marks a command line that is malformed; what is wrong with it has

@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/pgp"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/files"
 	"halogenos.internal/builder/install"
 	"halogenos.internal/builder/release"
@@ -101,7 +102,7 @@ func (c command) install(ctx context.Context, args []string) error {
 		return c.misused(f, "--keep-root erases the rest of the disk, and --free-space nothing: give one of them")
 	case len(rest) > 1:
 		return c.misused(f, "want one SOURCE, have %d", len(rest))
-	case o.disk == "" && (o.yes != "" || o.json || o.dryRun || !isTerminal(os.Stdin)):
+	case o.disk == "" && !o.asks():
 		return c.misused(f, "--disk is missing")
 	}
 	o.note = func(text string) { fmt.Fprintln(c.stderr, text) }
@@ -111,13 +112,22 @@ func (c command) install(ctx context.Context, args []string) error {
 		}
 	}
 	from, err := c.sourceOr(rest)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case o.disk == "":
+	}
+	if o.asks() {
+		c.speaks, _ = c.language()
+	}
+	if o.disk == "" {
 		return c.installByScreen(ctx, from, o)
 	}
-	return c.installFrom(ctx, install.Running(), from, o)
+	return inLanguage(c.speaks, c.installFrom(ctx, install.Running(), from, o))
+}
+
+// asks reports whether somebody is there to be asked, in their language. What a program reads is
+// English.
+func (o installFlags) asks() bool {
+	return o.yes == "" && !o.json && !o.dryRun && isTerminal(os.Stdin)
 }
 
 func isTerminal(f *os.File) bool {
@@ -164,7 +174,7 @@ func (c command) listDisks(asJSON bool) error {
 func (c command) installFrom(ctx context.Context, machine install.Linux, from string, o installFlags) (err error) {
 	source, closeSource, err := openSource(ctx, from, o)
 	if err != nil {
-		return fmt.Errorf("%s: %w", from, err)
+		return words.Errorf(words.InOnThePath, from, err)
 	}
 	defer func() { err = errors.Join(err, closeSource()) }()
 	disk, err := target(machine, o.disk, from)
@@ -211,7 +221,7 @@ func (c command) planWith(ctx context.Context, source *install.Source, disk inst
 		return nil, err
 	}
 	plan := func() *install.Plan { return install.NewPlan(source, disk, facts, ids, o.choice()) }
-	if o.yes != "" || o.json || o.dryRun || !isTerminal(os.Stdin) {
+	if !o.asks() {
 		return plan(), nil
 	}
 	if !o.keep && !o.free {
@@ -240,19 +250,19 @@ func (c command) planWith(ctx context.Context, source *install.Source, disk inst
 func (c command) bootEntry(machine install.Linux, plan *install.Plan) {
 	notes, err := addBootEntry(machine, plan)
 	for _, note := range append(notes, withoutEntry(plan, err)...) {
-		fmt.Fprintln(c.stderr, note)
+		fmt.Fprintln(c.stderr, c.speaks.Line(note))
 	}
 }
 
 // withoutEntry says what to do where the firmware got no boot entry, and why it did not; nothing
 // where it has one.
-func withoutEntry(p *install.Plan, err error) []string {
+func withoutEntry(p *install.Plan, err error) words.List {
 	if err == nil {
 		return nil
 	}
-	says := []string{fmt.Sprintf("no boot entry was made (%v): choose the disk in the firmware's boot menu", err)}
+	says := words.List{words.Linef(words.InNoBootEntry, err)}
 	if p.Choice.FreeSpace {
-		says = append(says, "a firmware may start only the other system there: then add an entry for "+layout.Manager+" on the new EFI system partition in its setup")
+		says = append(says, words.Linef(words.InNoBootEntryBeside, layout.Manager))
 	}
 	return says
 }
@@ -269,7 +279,7 @@ func factsWith(machine install.Linux) (install.Facts, error) {
 func target(machine install.Linux, path, from string) (install.Disk, error) {
 	d, err := machine.Disk(path)
 	if err == nil && machine.Holds(path, from) {
-		d.Uses = append(d.Uses, from+" lies on it, which is to be installed")
+		d.Uses = append(d.Uses, words.Linef(words.InReleaseOnIt, from))
 	}
 	return d, err
 }
@@ -379,20 +389,21 @@ func openServer(ctx context.Context, from string, o installFlags, key *pgp.Key) 
 
 func (c command) showPlan(p *install.Plan) {
 	d := p.Disk
-	fmt.Fprintf(c.stdout, "install  %s %s, system image of %d MiB\n", p.Release.ImageID, p.Release.Version, p.Release.ImageSize>>20)
-	fmt.Fprintf(c.stdout, "on       %s: %s %s, %.1f GB, sectors of %d bytes\n", d.Path, d.Model, d.Serial, float64(d.Size())/1e9, d.SectorSize)
+	say := func(format string, args ...any) { fmt.Fprint(c.stdout, c.speaks.Say(format, args...)) }
+	say(words.InPlanInstall, p.Release.ImageID, p.Release.Version, p.Release.ImageSize>>20)
+	say(words.InPlanOn, d.Path, d.Model, d.Serial, float64(d.Size())/1e9, d.SectorSize)
 	if !p.Choice.OtherMachine {
-		fmt.Fprintf(c.stdout, "machine  %s\n", p.Machine)
+		say(words.InPlanMachine, p.Machine.Line())
 	}
 	for _, part := range p.Partitions {
-		word := "make"
+		text := words.InPlanMake
 		if part.Kept {
-			word = "keep"
+			text = words.InPlanKeep
 		}
-		fmt.Fprintf(c.stdout, "%s     partition %d %q, %d MiB\n", word, part.Number, part.Label, part.Size>>20)
+		say(text, part.Number, part.Label, part.Size>>20)
 	}
 	for _, f := range p.Findings {
-		fmt.Fprintf(c.stdout, "%s %s\n", f.Word(), f.Text)
+		fmt.Fprintf(c.stdout, "%-8s %s\n", c.speaks.Text(f.Word()), c.speaks.Line(f.Text))
 	}
 }
 
@@ -404,12 +415,12 @@ func (c command) write(ctx context.Context, p *install.Plan, s *install.Source, 
 	defer func() { err = errors.Join(err, device.Close()) }()
 	if err := p.Install(ctx, device, s, progress); err != nil {
 		if ctx.Err() != nil { // that it was interrupted is all that will be said
-			fmt.Fprintf(c.stderr, "%s\n", p.Unfinished())
+			fmt.Fprintf(c.stderr, "%s\n", c.speaks.Line(p.Unfinished()))
 		}
-		return fmt.Errorf("%w; %s", err, p.Unfinished())
+		return words.Errorf(words.InUnfinished, err, p.Unfinished())
 	}
 	if err := device.Reread(); err != nil {
-		fmt.Fprintf(c.stderr, "the kernel still has the old partitions of %s (%v): they are new at the next start\n", p.Disk.Path, err)
+		fmt.Fprintln(c.stderr, c.speaks.Say(words.InOldPartitions, p.Disk.Path, err))
 	}
 	return nil
 }
@@ -429,20 +440,20 @@ func (c command) rate() install.Progress {
 		last = t
 		left := ""
 		if spent := t.Sub(began); done > 0 && done < total {
-			left = fmt.Sprintf(", %s left", (time.Duration(float64(spent) * float64(total-done) / float64(done))).Round(time.Second))
+			left = c.speaks.Say(words.InRateLeft, (time.Duration(float64(spent) * float64(total-done) / float64(done))).Round(time.Second))
 		}
 		if total == 0 {
-			fmt.Fprintf(c.stderr, "%s\n", now)
+			fmt.Fprintln(c.stderr, c.speaks.Text(now))
 			return
 		}
-		fmt.Fprintf(c.stderr, "%s: %d %% of %d MiB%s\n", now, done*100/total, total>>20, left)
+		fmt.Fprintln(c.stderr, c.speaks.Say(words.InRate, words.Fixed(now), done*100/total, total>>20, left))
 	}
 }
 
 // addBootEntry names the disk in the firmware's boot order. Without an entry the
 // firmware finds the disk by its removable path, on a disk that has no other system. The notes say what of the firmware's
 // was passed over.
-func addBootEntry(l install.Linux, p *install.Plan) (notes []string, err error) {
+func addBootEntry(l install.Linux, p *install.Plan) (notes words.List, err error) {
 	esp, err := layout.FindESP(p.Table, p.IDs.ESP)
 	if err != nil {
 		return nil, err
@@ -451,12 +462,12 @@ func addBootEntry(l install.Linux, p *install.Plan) (notes []string, err error) 
 }
 
 func (c command) nextSteps(p *install.Plan) {
-	fmt.Fprintf(c.stdout, "\n%s is installed on %s. What next:\n", p.Release.ImageID, p.Disk.Path)
+	fmt.Fprintf(c.stdout, "\n%s\n", c.speaks.Say(words.InWhatNext, p.Release.ImageID, p.Disk.Path))
 	for i, s := range p.Next() {
-		fmt.Fprintf(c.stdout, "  %d. %s\n", i+1, s)
+		fmt.Fprintf(c.stdout, "  %d. %s\n", i+1, c.speaks.Line(s))
 	}
-	fmt.Fprintln(c.stdout, "Keep:")
+	fmt.Fprintln(c.stdout, c.speaks.Text(words.InKeepThese))
 	for _, s := range p.Keep() {
-		fmt.Fprintf(c.stdout, "  - %s\n", s)
+		fmt.Fprintf(c.stdout, "  - %s\n", c.speaks.Line(s))
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/release"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/install"
 	"halogenos.internal/builder/install/installtest"
 )
@@ -315,7 +316,7 @@ func TestNoBootEntry(t *testing.T) {
 		c.bootEntry(nothing, p)
 		_, err := addBootEntry(nothing, p)
 		b := screenBackend{noEntry: err}
-		for face, text := range map[string]string{"commands": stderr.String(), "screen": strings.Join(b.Next(p), "\n")} {
+		for face, text := range map[string]string{"commands": stderr.String(), "screen": words.English.List(b.Next(p), "\n")} {
 			shared := strings.Contains(text, "a firmware may start only the other system there: then add an entry for "+layout.Manager)
 			if !strings.Contains(text, "no boot entry was made (") || !strings.Contains(text, "choose the disk in the firmware's boot menu") || shared != beside {
 				t.Errorf("%s, beside another system %v: says %q", face, beside, text)
@@ -324,11 +325,11 @@ func TestNoBootEntry(t *testing.T) {
 		var stdout bytes.Buffer
 		command{stdout: &stdout}.nextSteps(p)
 		for _, thing := range p.Keep() {
-			if !strings.Contains(stdout.String(), "  - "+thing+"\n") {
+			if !strings.Contains(stdout.String(), "  - "+thing.String()+"\n") {
 				t.Errorf("nothing says to keep %q:\n%s", thing, &stdout)
 			}
 		}
-		if b.noEntry = nil; strings.Contains(strings.Join(b.Next(p), "\n"), "boot entry") {
+		if b.noEntry = nil; strings.Contains(words.English.List(b.Next(p), "\n"), "boot entry") {
 			t.Error("speaks of an entry that was made")
 		}
 	}

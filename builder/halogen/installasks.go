@@ -8,13 +8,14 @@ import (
 	"path"
 	"strings"
 
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/install"
 )
 
 // answer asks a question on the standard error, since the standard output may be
 // read by a program.
 func (c command) answer(format string, args ...any) (string, error) {
-	fmt.Fprintf(c.stderr, format, args...)
+	fmt.Fprint(c.stderr, c.speaks.Say(format, args...))
 	line, err := readLine(os.Stdin)
 	return strings.TrimSpace(line), err
 }
@@ -41,7 +42,7 @@ func (c command) whatStays(d install.Disk, o *installFlags) (err error) {
 		return err
 	}
 	for len(d.Systems) > 0 && d.Free > 0 {
-		a, err := c.answer("%s has %s on it, and %d MiB of free space. Use the free space, or erase the whole disk? Type free or erase: ", d.Path, install.Names(d.Systems), d.Free>>20)
+		a, err := c.answer(words.InFreeOrErase, d.Path, install.Names(d.Systems), d.Free>>20)
 		switch {
 		case err != nil:
 			return err
@@ -56,8 +57,8 @@ func (c command) whatStays(d install.Disk, o *installFlags) (err error) {
 // othersStart asks whether other systems go on starting.
 func (c command) othersStart(systems []install.System) (yes bool, err error) {
 	for {
-		a, err := c.answer("There is another system (%s), which this machine's own keys keep from starting with Secure Boot on.\n"+
-			"Shall it go on starting, where Microsoft has signed what it starts with?\n%s\nType yes or no: ", install.Names(systems), install.OthersCost)
+		a, err := c.answer(words.InAskOthers, install.Names(systems), words.Fixed(words.OthersWeaken), words.Fixed(words.OthersSpare))
+		a = words.YesOrNoTyped(a)
 		switch {
 		case err != nil:
 			return false, err
@@ -70,8 +71,7 @@ func (c command) othersStart(systems []install.System) (yes bool, err error) {
 // keepOrErase asks what becomes of the root partition that is on the disk.
 func (c command) keepOrErase(d install.Disk) (keep bool, err error) {
 	for {
-		a, err := c.answer("%s has the root partition of a HalogenOS (%d MiB). Keep it, or erase it? Its recovery key\n"+
-			"is asked for at the next start if it is kept. Type keep or erase: ", d.Path, d.Root.Size>>20)
+		a, err := c.answer(words.InKeepOrErase, d.Path, d.Root.Size>>20)
 		switch {
 		case err != nil:
 			return false, err
@@ -97,12 +97,12 @@ func (c command) consent(p *install.Plan, serial string) error {
 	default:
 		return fmt.Errorf("nobody is there to ask: give --yes with the serial number of %s (%q); nothing was written", d.Path, d.Serial)
 	}
-	typed, err := c.answer("%s Type its name to go on: ", p.Loss())
+	typed, err := c.answer(words.InTypeName, p.Loss())
 	if err != nil {
 		return err
 	}
 	if typed != d.Path && typed != path.Base(d.Path) {
-		return fmt.Errorf("%q is not %s: nothing was written", typed, d.Path)
+		return words.Errorf(words.InWrongName, typed, d.Path)
 	}
 	return nil
 }

@@ -4,10 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 
 	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/questions"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/install"
 	"halogenos.internal/builder/install/screen"
 )
@@ -17,7 +17,7 @@ func (c command) installByScreen(ctx context.Context, from string, o installFlag
 	b := &screenBackend{command: c, from: from, flags: o, machine: install.Running()}
 	source, closeSource, err := openSource(ctx, from, o)
 	if err != nil {
-		return fmt.Errorf("%s: %w", from, err)
+		return words.Errorf(words.InOnThePath, from, err)
 	}
 	b.source, b.flags.note = source, nil // on the screen it would be in the way
 	err = screen.Run(ctx, b, nil)
@@ -32,7 +32,7 @@ type screenBackend struct {
 	machine install.Linux
 	source  *install.Source // for what it says of itself; its image is not read
 	noEntry error           // why the firmware got no boot entry
-	notes   []string        // what of the firmware's was passed over
+	notes   words.List      // what of the firmware's was passed over
 }
 
 // Release implements screen.Backend.
@@ -102,7 +102,7 @@ func (b *screenBackend) SetUp(a *answers.Answers) (err error) {
 func (b *screenBackend) Install(ctx context.Context, p *install.Plan, progress install.Progress) (err error) {
 	source, closeSource, err := openSource(ctx, b.from, b.flags)
 	if err != nil {
-		return fmt.Errorf("%s: %w", b.from, err)
+		return words.Errorf(words.InOnThePath, b.from, err)
 	}
 	defer func() { err = errors.Join(err, closeSource()) }()
 	if err := b.write(ctx, p, source, progress); err != nil {
@@ -111,12 +111,23 @@ func (b *screenBackend) Install(ctx context.Context, p *install.Plan, progress i
 	if b.flags.another || b.flags.no {
 		return nil
 	}
-	progress("boot entry of the firmware", 0, 0)
+	progress(words.InStepEntry, 0, 0)
 	b.notes, b.noEntry = addBootEntry(b.machine, p)
 	return nil
 }
 
+// Begin implements screen.Backend. An installer stick has no language but the one that process 1
+// says, and a keyboard that is nobody else's matter.
+func (b *screenBackend) Begin() screen.Begin {
+	l, known := b.language()
+	begin := screen.Begin{Language: l, Ask: !known || b.getenv(stickKeymap) != ""}
+	if b.getenv("TERM") == "linux" {
+		begin.Keymap, begin.SetKeymap = b.getenv(stickKeymap), install.SetKeymap
+	}
+	return begin
+}
+
 // Next implements screen.Backend.
-func (b *screenBackend) Next(p *install.Plan) []string {
+func (b *screenBackend) Next(p *install.Plan) words.List {
 	return append(append(p.Next(), b.notes...), withoutEntry(p, b.noEntry)...)
 }

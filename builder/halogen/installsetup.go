@@ -11,6 +11,7 @@ import (
 	"golang.org/x/term"
 
 	"halogenos.internal/boot/questions"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/install"
 )
 
@@ -43,24 +44,16 @@ func (l *lines) Secret(prompt string) ([]byte, error) {
 	return line, nil
 }
 
-// typedHere is said before the questions, since the installer does not change what its own
-// keyboard types.
-const typedHere = `
-A password is typed on the keyboard as this system has it, whatever keyboard
-is chosen for the new one: take letters that are the same on both, or leave
-the account for the first start.
-`
-
 // askSetup asks what the first start would, and returns the file with the answers; nil leaves
 // all of it for the first start.
-func askSetup(t questions.Terminal, c *questions.Choices, random io.Reader) ([]byte, error) {
+func askSetup(t questions.Terminal, c *questions.Choices, l words.Language, random io.Reader) ([]byte, error) {
 	if c.Accounts {
-		t.Say(typedHere)
+		t.Say(l.Text(words.AskTypedHere))
 	}
-	p := &questions.Person{Terminal: t, Choices: c, Leaves: true}
+	p := &questions.Person{Terminal: t, Choices: c, Language: l, Leaves: true}
 	a, err := p.Ask(nil)
 	if errors.Is(err, questions.ErrLater) {
-		t.Say("Later, then: the first start asks.\n")
+		t.Say(l.Text(words.AskLater))
 		return nil, nil
 	}
 	if err != nil {
@@ -74,7 +67,7 @@ func (c command) setUp(ctx context.Context, s *install.Source, o *installFlags) 
 	if !s.Asks(o.choice()) {
 		return nil
 	}
-	o.answers, err = askSetup(&lines{ctx, os.Stdin, c.stderr}, s.Choices, rand.Reader)
+	o.answers, err = askSetup(&lines{ctx, os.Stdin, c.stderr}, s.Choices, c.speaks, rand.Reader)
 	s.ESP.Setup = o.answers
 	return err
 }

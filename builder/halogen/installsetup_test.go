@@ -24,6 +24,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/manifest"
 	"halogenos.internal/boot/questions"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/config"
 	"halogenos.internal/builder/install"
 	"halogenos.internal/builder/install/installtest"
@@ -126,7 +127,7 @@ func TestSetupRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	who := &typist{lines: []string{"de_de", "", "", "kitchen", "no", "Alice Example", "root", "", "right horse", "right horse", "yes"}}
-	file, err := askSetup(who, c, rand.Reader)
+	file, err := askSetup(who, c, words.English, rand.Reader)
 	if err != nil || len(who.lines) > 0 || bytes.Contains(file, []byte("horse")) || strings.Contains(who.said.String(), "horse") {
 		t.Fatalf("%v, left %q\n%s\n%s", err, who.lines, file, &who.said)
 	}
@@ -164,7 +165,7 @@ func TestSetupLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file, err := askSetup(&typist{lines: []string{".", ".", ".", ".", ".", ".", ""}}, c, rand.Reader)
+	file, err := askSetup(&typist{lines: []string{".", ".", ".", ".", ".", ".", ""}}, c, words.English, rand.Reader)
 	a, perr := answers.Parse(file)
 	if err != nil || perr != nil || !slices.Equal(a.Ask, []string{"language", "keyboard", "time_zone", "host_name", "automatic_updates", "account", "wireless"}) {
 		t.Errorf("%v, %v\n%s", err, perr, file)
@@ -172,10 +173,10 @@ func TestSetupLeft(t *testing.T) {
 	if ran := firstStart(t, root, file); ran != nil {
 		t.Errorf("ran %q", ran)
 	}
-	if file, err := askSetup(&typist{lines: []string{"de_de", "later"}}, c, rand.Reader); file != nil || err != nil {
+	if file, err := askSetup(&typist{lines: []string{"de_de", "later"}}, c, words.English, rand.Reader); file != nil || err != nil {
 		t.Errorf("%s, %v", file, err)
 	}
-	if file, err := askSetup(&typist{}, c, rand.Reader); file != nil || !errors.Is(err, io.ErrUnexpectedEOF) {
+	if file, err := askSetup(&typist{}, c, words.English, rand.Reader); file != nil || !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("%s, %v", file, err)
 	}
 }

@@ -2,17 +2,17 @@ package install
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/boot/words"
 )
 
 // errChanged is returned for a disk whose partition table is not the one of the plan.
-var errChanged = errors.New("its partition table has changed since it was looked at: it stays as it is; choose again")
+var errChanged = words.Errorf(words.InTableChanged)
 
 // largestFree is the largest run of free space, in whole pieces of layout.Align: its first
 // sector, and its sectors. Other runs of free space are left alone.
@@ -43,14 +43,14 @@ func TableBeside(e ESP, ids IDs, have *gpt.Table, health gpt.Health) (*gpt.Table
 		return nil, fmt.Errorf("root hash has %d bytes, want %d", len(r.RootHash), len(verity.Root{}))
 	}
 	if !health.OK() {
-		return nil, fmt.Errorf("its partition table needs repair first (%s): start the system that it belongs to, or use sgdisk", health)
+		return nil, words.Errorf(words.InTableRepair, health)
 	}
 	if err := have.Replaceable(); err != nil {
-		return nil, fmt.Errorf("its partition table cannot be written: %w", err)
+		return nil, words.Errorf(words.InTableFixed, err)
 	}
 	for _, p := range have.Partitions {
 		if role := layout.RoleOf(p); role != 0 && role != layout.ESP {
-			return nil, fmt.Errorf("partition %d is labelled %q and has that type, as this system's own will be: remove it, or give it another label (sgdisk --change-name=%d:NAME)", p.Number, p.Label, p.Number)
+			return nil, words.Errorf(words.InOwnLabel, p.Number, p.Label, p.Number)
 		}
 	}
 	least, err := layout.LeastDisk(e.size(), r.SlotSize)
@@ -60,7 +60,7 @@ func TableBeside(e ESP, ids IDs, have *gpt.Table, health gpt.Health) (*gpt.Table
 	need := least - 2*layout.Align // without the room for the tables
 	first, sectors := largestFree(have)
 	if room := int64(sectors) * int64(have.SectorSize); room < need {
-		return nil, fmt.Errorf("%w: its largest free space has %d MiB, and this release needs %d MiB: make a partition smaller with the system that it belongs to", ErrNoRoom, room>>20, need>>20)
+		return nil, words.Errorf(words.InFreeTooSmall, ErrNoRoom, room>>20, need>>20)
 	}
 	t := *have
 	t.Partitions = slices.Clone(have.Partitions)

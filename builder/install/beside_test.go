@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/boot/words"
 )
 
 // windowsSize is the size of a disk with Windows on it and free space, in bytes.
@@ -343,18 +344,18 @@ func TestSystems(t *testing.T) {
 		var all []string
 		p := NewPlan(s, disk, facts, randomIDs(t), c.choice)
 		for _, f := range p.Findings {
-			all = append(all, f.Text)
+			all = append(all, f.Text.String())
 		}
 		stays := c.choice.FreeSpace || c.on != disk.Path
 		// What is erased needs no key any more.
-		if keep := strings.Join(p.Keep(), "\n"); strings.Contains(keep, "BitLocker's recovery key") != stays || !strings.Contains(keep, "the recovery key that the second start shows") {
+		if keep := words.English.List(p.Keep(), "\n"); strings.Contains(keep, "BitLocker's recovery key") != stays || !strings.Contains(keep, "the recovery key that the second start shows") {
 			t.Errorf("%s, %+v: to keep: %s", c.on, c.choice, keep)
 		}
 		// Windows may have it on another disk.
 		for i := range facts.Systems {
 			facts.Systems[i].BitLocker = false
 		}
-		if keep := strings.Join(NewPlan(s, disk, facts, randomIDs(t), c.choice).Keep(), "\n"); strings.Contains(keep, "BitLocker's recovery key, if Windows uses it") != stays {
+		if keep := words.English.List(NewPlan(s, disk, facts, randomIDs(t), c.choice).Keep(), "\n"); strings.Contains(keep, "BitLocker's recovery key, if Windows uses it") != stays {
 			t.Errorf("%s, %+v, where BitLocker is not seen: to keep: %s", c.on, c.choice, keep)
 		}
 		if asks := stays && c.vendor != contract.VendorMicrosoft && !c.choice.LetOthersStart; p.AsksOthers != asks || len(p.Staying()) > 0 != stays {

@@ -3,8 +3,9 @@ package install
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
+
+	"halogenos.internal/boot/words"
 )
 
 // A mark is what one kind of content has at a fixed place.
@@ -15,17 +16,17 @@ type mark struct {
 
 // startMarks are what file systems and the like have at their start.
 var startMarks = []mark{
-	{0, "LUKS\xba\xbe", "an encrypted volume"}, {1080, "\x53\xef", "an ext file system"}, {0, "XFSB", "an XFS file system"},
-	{0x10040, "_BHRfS_M", "a btrfs file system"}, {536, "LVM2 001", "an LVM volume"}, {0x8001, "CD001", "a CD image"},
-	{1024, "\xe2\xe1\xf5\xe0", "an EROFS file system"}, {0x1000, "\xfc\x4e\x2b\xa9", "a member of a RAID (md)"}, {0, "\xfc\x4e\x2b\xa9", "a member of a RAID (md)"},
-	{0x1018, "\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81", "a member of a cache (bcache)"}, {1024, "\x10\x20\xf5\xf2", "an F2FS file system"},
-	{4086, "SWAPSPACE2", "swap space"}, {3, "NTFS    ", "an NTFS file system"}, {3, "-FVE-FS-", "a volume of BitLocker's"}, {82, "FAT32   ", "a FAT file system"},
+	{0, "LUKS\xba\xbe", words.InMarkLUKS}, {1080, "\x53\xef", words.InMarkExt}, {0, "XFSB", words.InMarkXFS},
+	{0x10040, "_BHRfS_M", words.InMarkBtrfs}, {536, "LVM2 001", words.InMarkLVM}, {0x8001, "CD001", words.InMarkCD},
+	{1024, "\xe2\xe1\xf5\xe0", words.InMarkEROFS}, {0x1000, "\xfc\x4e\x2b\xa9", words.InMarkRAID}, {0, "\xfc\x4e\x2b\xa9", words.InMarkRAID},
+	{0x1018, "\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81", words.InMarkCache}, {1024, "\x10\x20\xf5\xf2", words.InMarkF2FS},
+	{4086, "SWAPSPACE2", words.InMarkSwap}, {3, "NTFS    ", words.InMarkNTFS}, {3, "-FVE-FS-", words.InMarkBitLocker}, {82, "FAT32   ", words.InMarkFAT},
 }
 
 // raidMember says what RAID a disk is a member of.
-func raidMember(tail []byte, size int64, sectorSize int) []string {
+func raidMember(tail []byte, size int64, sectorSize int) words.List {
 	if what, ok := marked(tail, tailMarks(int64(len(tail)), size, sectorSize)); ok {
-		return []string{what}
+		return words.List{words.Fixed(what)}
 	}
 	return nil
 }
@@ -38,12 +39,12 @@ func tailMarks(tail, size int64, sectorSize int) []mark {
 	begin := size - tail
 	end := int(tail)
 	all := []mark{
-		{int((size/sector-16)&^7*sector - begin), md, "a member of a RAID (md)"},
-		{int((size &^ (64<<10 - 1)) - 64<<10 - begin), md, "a member of a RAID (md)"},
-		{end - 2*sectorSize, "Intel Raid ISM Cfg Sig. ", "a member of a RAID of Intel's firmware"},
+		{int((size/sector-16)&^7*sector - begin), md, words.InMarkRAID},
+		{int((size &^ (64<<10 - 1)) - 64<<10 - begin), md, words.InMarkRAID},
+		{end - 2*sectorSize, "Intel Raid ISM Cfg Sig. ", words.InMarkIntel},
 	}
 	for _, unit := range []int{sector, sectorSize} {
-		all = append(all, mark{end - unit, "\xde\x11\xde\x11", "a member of a RAID of the firmware (DDF)"})
+		all = append(all, mark{end - unit, "\xde\x11\xde\x11", words.InMarkDDF})
 	}
 	return all
 }
@@ -60,7 +61,7 @@ func marked(b []byte, marks []mark) (string, bool) {
 
 // mbrPartitions says what partitions an MBR has (UEFI 2.10, section 5.2.1); none where it is
 // the boot sector of a file system, whose code lies there.
-func mbrPartitions(start []byte, sectors uint64, sectorSize int) (found []string) {
+func mbrPartitions(start []byte, sectors uint64, sectorSize int) (found words.List) {
 	const records, size = 446, 16
 	if len(start) < 512 || string(start[510:512]) != "\x55\xaa" {
 		return nil
@@ -76,7 +77,7 @@ func mbrPartitions(start []byte, sectors uint64, sectorSize int) (found []string
 		case first == 0 || count == 0 || first >= sectors:
 			return nil
 		}
-		found = append(found, fmt.Sprintf("MBR partition %d of type %02x (%d MiB)", i+1, r[4], count*uint64(sectorSize)>>20))
+		found = append(found, words.Linef(words.InMBRPartition, i+1, r[4], count*uint64(sectorSize)>>20))
 	}
 	return found
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/boot/words"
 )
 
 // failing is a disk that cannot be read from a place on.
@@ -29,16 +30,16 @@ func TestContentsThatCannotBeRead(t *testing.T) {
 	disk := make([]byte, 8*mib)
 	for name, at := range map[string][2]int64{"all": {0, 8 * mib}, "the start": {4096, 8192}, "the end": {8*mib - 4096, 8 * mib}} {
 		f := &failing{*bytes.NewReader(disk), at[0], at[1]}
-		if got := strings.Join(Contents(f, 8*mib/512, 512), "; "); got != "what cannot be read (input/output error)" {
+		if got := words.English.List(Contents(f, 8*mib/512, 512), "; "); got != "what cannot be read (input/output error)" {
 			t.Errorf("%s: %q", name, got)
 		}
 	}
 	d := Disk{Path: filepath.Join(t.TempDir(), "gone")}
-	if look(&d); len(d.Contents) != 1 || !strings.HasPrefix(d.Contents[0], "what cannot be read (") {
+	if look(&d); len(d.Contents) != 1 || !strings.HasPrefix(d.Contents[0].String(), "what cannot be read (") {
 		t.Errorf("a disk that cannot be opened holds %q", d.Contents)
 	}
 	p := &Plan{Disk: d}
-	if p.checkContents(); len(p.Findings) != 1 || !p.Findings[0].Erases || !strings.Contains(p.Findings[0].Text, "holds what cannot be read (") {
+	if p.checkContents(); len(p.Findings) != 1 || !p.Findings[0].Erases || !strings.Contains(p.Findings[0].Text.String(), "holds what cannot be read (") {
 		t.Errorf("findings %v", p.Findings)
 	}
 }
@@ -67,7 +68,7 @@ func TestContentsAtTheEnd(t *testing.T) {
 	} {
 		disk := make([]byte, c.size)
 		copy(disk[c.at:], c.magic)
-		if got := strings.Join(Contents(bytes.NewReader(disk), uint64(c.size)/uint64(c.sector), c.sector), "; "); got != c.want {
+		if got := words.English.List(Contents(bytes.NewReader(disk), uint64(c.size)/uint64(c.sector), c.sector), "; "); got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}
@@ -84,7 +85,7 @@ func TestContentsOfMBR(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return strings.Join(Contents(bytes.NewReader(disk), 8*mib/512, 512), "; ")
+		return words.English.List(Contents(bytes.NewReader(disk), 8*mib/512, 512), "; ")
 	}
 	if err := errors.Join(os.WriteFile(name, nil, 0o600), os.Truncate(name, 8*mib)); err != nil {
 		t.Fatal(err)

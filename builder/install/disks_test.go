@@ -16,6 +16,7 @@ import (
 
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/words"
 )
 
 // FAULTS 112 (M4): what a disk is part of is said, and no file is taken for a disk.
@@ -28,7 +29,7 @@ func TestContentsOfMembers(t *testing.T) {
 		disk := make([]byte, 8*mib)
 		copy(disk[510:], "\x55\xaa")
 		copy(disk[c.at:], c.magic)
-		if got := Contents(bytes.NewReader(disk), 8*mib/512, 512); len(got) != 1 || got[0] != want {
+		if got := Contents(bytes.NewReader(disk), 8*mib/512, 512); len(got) != 1 || got[0].String() != want {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}
@@ -54,7 +55,7 @@ func TestContentsOfOtherSectors(t *testing.T) {
 			t.Fatal(err)
 		}
 		other := 512 + 4096 - size
-		got := strings.Join(Contents(disk, 8*mib/uint64(other), other), "; ")
+		got := words.English.List(Contents(disk, 8*mib/uint64(other), other), "; ")
 		if want := fmt.Sprintf("a partition table for sectors of %d bytes, and the disk shows sectors of %d (it was partitioned at another adapter); partition 1 \"data\" (1 MiB)", size, other); got != want {
 			t.Errorf("%s\nwant %s", got, want)
 		}
@@ -139,7 +140,7 @@ func TestDiskReplacedWhileRead(t *testing.T) {
 			d, err := m.Disk(m.dev)
 			have := fmt.Sprint(err)
 			if err == nil {
-				have = fmt.Sprintf("%s %s %d %s", d.Model, d.Serial, d.Sequence, strings.Join(d.Contents, ", "))
+				have = fmt.Sprintf("%s %s %d %s", d.Model, d.Serial, d.Sequence, d.Contents.String())
 			}
 			if have != c.want && (err == nil || !strings.Contains(have, c.want)) {
 				t.Fatalf("shown %q, want %q", have, c.want)
@@ -241,7 +242,7 @@ func TestLeastSize(t *testing.T) {
 			}
 		}
 		need := tooSmall(Disk{SectorSize: size, Sectors: high - 1}, layout.ESPSize, s.Contract.SlotSize, nil)
-		if least := int64(high) * int64(size); !strings.Contains(need, fmt.Sprintf("needs %d MiB", (least+mib-1)/mib)) {
+		if least := int64(high) * int64(size); !strings.Contains(need.String(), fmt.Sprintf("needs %d MiB", (least+mib-1)/mib)) {
 			t.Errorf("the least disk has %d bytes, and it says: %s", least, need)
 		}
 	}
@@ -289,7 +290,7 @@ func TestBootEntryBroken(t *testing.T) {
 				t.Fatalf("said %q, %v", notes, err)
 			}
 			for i, want := range c.notes {
-				if !strings.Contains(notes[i], want) {
+				if !strings.Contains(notes[i].String(), want) {
 					t.Errorf("said %q, want %q", notes[i], want)
 				}
 			}

@@ -30,6 +30,7 @@ import (
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/verity"
+	"halogenos.internal/boot/words"
 )
 
 // LoaderConf starts the newest UKI at once. It names no default entry, since a
@@ -70,7 +71,7 @@ func RandomIDs(random io.Reader) (ids IDs, err error) {
 // slots their room, down to the size that every installation has had.
 func Table(e ESP, ids IDs, sectors uint64, sectorSize int, kept *Root) (*gpt.Table, error) {
 	if sectorSize != 512 && sectorSize != 4096 {
-		return nil, fmt.Errorf("sectors of %d bytes: only 512 and 4096 are supported", sectorSize)
+		return nil, words.Errorf(words.InSectors, sectorSize)
 	}
 	r := e.Release
 	if len(r.RootHash) != len(verity.Root{}) {
@@ -95,7 +96,7 @@ func Table(e ESP, ids IDs, sectors uint64, sectorSize int, kept *Root) (*gpt.Tab
 		size = layout.AlignUp(r.ImageSize)
 	}
 	if size > room {
-		return nil, fmt.Errorf("%w: %d MiB behind the ESP for a system image of %d MiB", ErrNoRoom, max(room, 0)>>20, r.ImageSize>>20)
+		return nil, words.Errorf(words.InBehindESP, ErrNoRoom, max(room, 0)>>20, r.ImageSize>>20)
 	}
 	unit := uint64(sectorSize)
 	t := &gpt.Table{Disk: ids.Disk, SectorSize: sectorSize, Sectors: sectors}
@@ -167,7 +168,7 @@ func (e ESP) check(r io.ReaderAt) error {
 			return fmt.Errorf("read the ESP back: %w", err)
 		}
 		if !bytes.Equal(have, want) {
-			return fmt.Errorf("%s on the ESP does not read back as it was written: the disk is failing", name)
+			return words.Errorf(words.InFileFailing, name)
 		}
 	}
 	return nil
@@ -223,7 +224,7 @@ func writeContents(ctx context.Context, d Target, t *gpt.Table, s *Source, ids I
 	if err != nil {
 		return err
 	}
-	progress("EFI system partition", 0, 0)
+	progress(words.InStepESP, 0, 0)
 	if err := s.ESP.Format(esp, esp.Size(), ids.Volume, t.SectorSize, false); err != nil {
 		return err
 	}
@@ -259,7 +260,7 @@ func writeTable(d Target, t *gpt.Table) error {
 		return fmt.Errorf("read the partition table back: %w", err)
 	}
 	if have.Disk != t.Disk || !slices.Equal(have.Partitions, t.Partitions) {
-		return errors.New("the partition table does not read back as it was written: the disk is failing")
+		return words.Errorf(words.InTableFailing)
 	}
 	return nil
 }
@@ -299,13 +300,13 @@ func copyImage(ctx context.Context, w io.WriterAt, s *Source, progress Progress)
 		}
 		n, err := io.ReadFull(s.Image, buffer[:min(chunk, total-done)])
 		if err != nil {
-			return fmt.Errorf("read system image: %w", err)
+			return words.Errorf(words.InReadImage, err)
 		}
 		if _, err := w.WriteAt(buffer[:n], done); err != nil {
-			return fmt.Errorf("write system image at byte %d: %w", done, err)
+			return words.Errorf(words.InWriteImage, done, err)
 		}
 		done += int64(n)
-		progress("writing the system image", done, total)
+		progress(words.InStepWrite, done, total)
 	}
 	return s.Finish()
 }
@@ -323,14 +324,14 @@ func checkImage(ctx context.Context, r io.ReaderAt, s *Source, progress Progress
 		}
 		n := min(chunk, f.Size-done)
 		if _, err := r.ReadAt(buffer[:n], done); err != nil {
-			return fmt.Errorf("read the system image back at byte %d: %w", done, err)
+			return words.Errorf(words.InReadBack, done, err)
 		}
 		h.Write(buffer[:n])
 		done += n
-		progress("reading the system image back", done, f.Size)
+		progress(words.InStepRead, done, f.Size)
 	}
 	if !bytes.Equal(h.Sum(nil), f.SHA256) {
-		return errors.New("the system image does not read back as it was written: the disk is failing")
+		return words.Errorf(words.InImageFailing)
 	}
 	return nil
 }

@@ -25,6 +25,7 @@ import (
 	"halogenos.internal/boot/questions"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/testkit"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/install/installtest"
 )
 
@@ -273,19 +274,19 @@ func TestPlan(t *testing.T) {
 		{name: "too small for the image", change: func(d *Disk, _ *Facts) { d.Sectors = 100 << 20 / 512 }, want: "too small"},
 		{name: "too small for two slots", change: func(d *Disk, _ *Facts) { d.Sectors = 520 << 20 / 512 }, want: "too small: it has 520 MiB, and this release needs"},
 		{name: "odd sectors", change: func(d *Disk, _ *Facts) { d.SectorSize = 2048 }, want: "only 512 and 4096"},
-		{name: "mounted", change: func(d *Disk, _ *Facts) { d.Uses = []string{"sda1 is mounted at /mnt"} }, want: "in use: sda1 is mounted at /mnt", erase: true},
+		{name: "mounted", change: func(d *Disk, _ *Facts) { d.Uses = words.List{words.Linef(words.InMounted, "sda1", "/mnt")} }, want: "in use: sda1 is mounted at /mnt", erase: true},
 		{name: "write-protected", change: func(d *Disk, _ *Facts) { d.ReadOnly = true }, want: "write-protected"},
 		// FAULTS 112 (M4)
 		{name: "no disk", change: func(d *Disk, _ *Facts) { d.NotADisk = "a boot area of an eMMC" }, want: "/dev/sda is a boot area of an eMMC, which no machine starts from", erase: true},
-		{name: "a member of a RAID", change: func(d *Disk, _ *Facts) { d.Uses = []string{"md0 holds sda open"} }, want: "in use: md0 holds sda open", erase: true},
+		{name: "a member of a RAID", change: func(d *Disk, _ *Facts) { d.Uses = words.List{words.Linef(words.InHoldsOpen, "md0", "sda")} }, want: "in use: md0 holds sda open", erase: true},
 		{name: "20 TB", change: func(d *Disk, _ *Facts) { d.Sectors = 20e12 / 512 }},
 		{name: "20 TB, 4096", change: func(d *Disk, _ *Facts) { d.SectorSize, d.Sectors = 4096, 20e12/4096 }},
 		{name: "BIOS", change: func(_ *Disk, m *Facts) { m.UEFI = false }, want: "started by a BIOS"},
 		{name: "architecture", change: func(_ *Disk, m *Facts) { m.Arch = "aarch64" }, want: "the release is for x86_64, and this machine is aarch64"},
 		{name: "no TPM", change: func(_ *Disk, m *Facts) { m.TPM = false }, want: "no TPM 2.0"},
-		{name: "foreign system", change: func(d *Disk, _ *Facts) { d.Contents = []string{"an ext file system"} }, want: "all of it will be lost"},
-		{name: "foreign system given up", change: func(d *Disk, _ *Facts) { d.Contents = []string{"an ext file system"} }, erase: true},
-		{name: "no Setup Mode, and a known menu", change: func(_ *Disk, m *Facts) { m.SetupMode, m.Menu = false, "F2 at power-on" }},
+		{name: "foreign system", change: func(d *Disk, _ *Facts) { d.Contents = words.List{words.Fixed(words.InMarkExt)} }, want: "all of it will be lost"},
+		{name: "foreign system given up", change: func(d *Disk, _ *Facts) { d.Contents = words.List{words.Fixed(words.InMarkExt)} }, erase: true},
+		{name: "no Setup Mode, and a known menu", change: func(_ *Disk, m *Facts) { m.SetupMode, m.Menu = false, words.Fixed("F2 at power-on") }},
 		{name: "no Setup Mode", change: func(_ *Disk, m *Facts) { m.SetupMode = false }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -298,7 +299,7 @@ func TestPlan(t *testing.T) {
 			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("refused with %v, want %q", err, c.want)
 			}
-			if said := strings.Contains(strings.Join(p.Next(), "\n"), "leave Secure Boot enabled. On this machine, F2 at power-on"); said != (m.Menu != "") {
+			if said := strings.Contains(words.English.List(p.Next(), "\n"), "leave Secure Boot enabled. On this machine, F2 at power-on"); said != !m.Menu.IsZero() {
 				t.Errorf("what comes next is %q", p.Next())
 			}
 		})
@@ -358,7 +359,7 @@ func TestUses(t *testing.T) {
 		t.Errorf("disk %+v", d)
 	}
 	want := "dm-0 holds sda2 open; sda1 is mounted at /boot; sda3 is swapped to"
-	if got := strings.Join(d.Uses, "; "); got != want {
+	if got := words.English.List(d.Uses, "; "); got != want {
 		t.Errorf("uses %q, want %q", got, want)
 	}
 }
@@ -367,7 +368,7 @@ func TestContents(t *testing.T) {
 	testkit.Need(t, "mkfs.ext4")
 	testkit.Need(t, "sgdisk")
 	name := filepath.Join(t.TempDir(), "disk")
-	make := func(tool string, args ...string) []string {
+	make := func(tool string, args ...string) words.List {
 		if err := errors.Join(os.RemoveAll(name), os.WriteFile(name, nil, 0o600), os.Truncate(name, 8*mib)); err != nil {
 			t.Fatal(err)
 		}
@@ -384,10 +385,10 @@ func TestContents(t *testing.T) {
 	if got := make(""); len(got) != 0 {
 		t.Errorf("an empty disk holds %v", got)
 	}
-	if got := make("mkfs.ext4", "-q"); len(got) != 1 || got[0] != "an ext file system" {
+	if got := make("mkfs.ext4", "-q"); len(got) != 1 || got[0].String() != "an ext file system" {
 		t.Errorf("ext4: %v", got)
 	}
-	if got := make("sgdisk", "--new=1:2048:4095", "--change-name=1:data"); len(got) != 1 || got[0] != `partition 1 "data" (1 MiB)` {
+	if got := make("sgdisk", "--new=1:2048:4095", "--change-name=1:data"); len(got) != 1 || got[0].String() != `partition 1 "data" (1 MiB)` {
 		t.Errorf("GPT: %v", got)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/rootheader"
+	"halogenos.internal/boot/words"
 )
 
 // A Root is the root partition that an earlier installation has left on a disk.
@@ -18,7 +19,7 @@ type Root struct {
 }
 
 // ErrNoRoot is returned for a disk that no HalogenOS was installed on.
-var ErrNoRoot = errors.New("the disk has no root partition of HalogenOS")
+var ErrNoRoot = words.Errorf(words.InNoRoot)
 
 // FindRoot looks for a root partition that can be kept: with the label and type of the
 // layout, and a whole header that a recovery key opens.
@@ -39,7 +40,7 @@ func findRoot(r io.ReaderAt, t *gpt.Table) (*Root, error) {
 	at, size := t.Bytes(p)
 	volume, err := rootheader.Check(io.NewSectionReader(r, at, size), size)
 	if err != nil {
-		return nil, fmt.Errorf("partition %d is not a root partition of HalogenOS: %w", p.Number, err)
+		return nil, words.Errorf(words.InBadRoot, p.Number, err)
 	}
 	return &Root{p, volume, size}, nil
 }
@@ -51,7 +52,7 @@ func alone(t *gpt.Table) error {
 	for _, p := range t.Partitions {
 		role := layout.RoleOf(p)
 		if role == 0 || role == layout.Installer || seen[role] {
-			return fmt.Errorf("its root partition could be kept only without partition %d (%q), which is another system's: save what is on that and remove it first, or take another disk", p.Number, p.Label)
+			return words.Errorf(words.InKeepAlone, p.Number, p.Label)
 		}
 		seen[role] = true
 	}

@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/rootheader"
+	"halogenos.internal/boot/words"
 )
 
 // tokens are those of a finished root partition.
@@ -114,7 +115,7 @@ func plan(t testing.TB, s *Source, d block.Device, keep bool) *Plan {
 	disk := Disk{Path: "/dev/sda", Serial: "S1", SectorSize: 512, Sectors: diskSize / 512, Contents: Contents(d, diskSize/512, 512)}
 	root, err := FindRoot(d, diskSize/512, 512)
 	if disk.Root = root; err != nil && !errors.Is(err, ErrNoRoot) {
-		disk.NoRoot = err.Error()
+		disk.NoRoot = words.Linef("%v", err)
 	}
 	return NewPlan(s, disk, Facts{Arch: "x86_64", UEFI: true, SetupMode: true, TPM: true}, randomIDs(t), Choice{KeepRoot: keep})
 }
@@ -129,7 +130,7 @@ func TestPlanKeeps(t *testing.T) {
 	if kept, err := layout.Find(p.Table, layout.Root); err != nil || kept != table.Partitions[5] || len(p.Table.Partitions) != 3 {
 		t.Errorf("table %+v", p.Table)
 	}
-	if !strings.Contains(p.Loss(), "but its root partition") || p.Err(false) == nil {
+	if !strings.Contains(p.Loss().String(), "but its root partition") || p.Err(false) == nil {
 		t.Errorf("%s; without consent: %v", p.Loss(), p.Err(false))
 	}
 	if p = plan(t, s, d, false); len(p.Table.Partitions) != 2 || p.Kept != nil {
@@ -147,7 +148,7 @@ func TestPlanKeeps(t *testing.T) {
 	if err := plan(t, s, foreign, true).Err(true); err == nil || !strings.Contains(err.Error(), `labelled "data"`) {
 		t.Errorf("a foreign volume: %v", err)
 	}
-	if p := plan(t, s, foreign, false); p.Err(true) != nil || !slices.ContainsFunc(p.Findings, func(f Finding) bool { return strings.Contains(f.Text, `labelled "data"`) }) {
+	if p := plan(t, s, foreign, false); p.Err(true) != nil || !slices.ContainsFunc(p.Findings, func(f Finding) bool { return strings.Contains(f.Text.String(), `labelled "data"`) }) {
 		t.Errorf("a foreign volume that goes: %+v", p.Findings)
 	}
 }
@@ -345,11 +346,11 @@ func TestKeepsNoneBesideOthers(t *testing.T) {
 		disk := LookAt(d, Disk{Path: "/dev/sda", Serial: "S1", SectorSize: 512, Sectors: diskSize / 512})
 		for _, keep := range []bool{true, false} {
 			p := NewPlan(s, disk, Facts{}, randomIDs(t), Choice{OtherMachine: true, KeepRoot: keep})
-			says := func(f Finding) bool { return strings.Contains(f.Text, "partition 7") && f.Fatal == keep }
+			says := func(f Finding) bool { return strings.Contains(f.Text.String(), "partition 7") && f.Fatal == keep }
 			if !slices.ContainsFunc(p.Findings, says) || disk.Root != nil || keep == (p.Err(true) == nil) {
 				t.Errorf("%s, keep %v: root %v, %+v", name, keep, disk.Root, p.Findings)
 			}
-			if name == "of another type" && !strings.Contains(p.Loss(), "Windows") {
+			if name == "of another type" && !strings.Contains(p.Loss().String(), "Windows") {
 				t.Errorf("%s: %s", name, p.Loss())
 			}
 		}

@@ -23,6 +23,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/setupmenu"
 	"halogenos.internal/boot/sysblock"
+	"halogenos.internal/boot/words"
 )
 
 // sectorUnit is what sysfs counts sizes in, whatever a disk's sectors are.
@@ -45,7 +46,7 @@ func (l Linux) Facts() Facts {
 	version := l.text("class/tpm/tpm0/tpm_version_major")
 	f := Facts{Arch: arch, UEFI: err == nil, SetupMode: l.flag("SetupMode"), SecureBoot: l.flag("SecureBoot"), TPM: version == "2"}
 	if menu, known := setupmenu.Of(os.DirFS(l.Sys)); known {
-		f.Menu = menu.String()
+		f.Menu = menu.Line()
 	}
 	for _, v := range []secureboot.Variable{secureboot.DB, secureboot.DBDefault} {
 		raw, err := readVariable(filepath.Join(l.Sys, "firmware/efi/efivars", v.Name+"-"+v.GUID.String()))
@@ -149,7 +150,7 @@ func kindOf(info fs.FileInfo) string {
 }
 
 // errReplaced is returned for a disk that was not the same one all the time.
-var errReplaced = errors.New("was removed or replaced while it was looked at: check that it is plugged in firmly, and choose again")
+var errReplaced = words.Errorf(words.InReplaced)
 
 // disk looks at a disk. Reading a bad one takes seconds, in which another can take its
 // name: what was read counts where the disk was the same before and after.
@@ -174,7 +175,7 @@ func (l Linux) disk(name string) (Disk, error) {
 		}
 		d = now
 	}
-	return Disk{}, fmt.Errorf("%s %w", d.Path, errReplaced)
+	return Disk{}, words.Errorf("%s %w", d.Path, errReplaced)
 }
 
 // describe tells from a disk's directory in sysfs which one it is, and how large. Its
@@ -206,7 +207,7 @@ func (l Linux) describe(directory string) (Disk, error) {
 func look(d *Disk) {
 	f, err := os.Open(d.Path)
 	if err != nil {
-		d.Contents = []string{fmt.Sprintf("what cannot be read (%v)", err)}
+		d.Contents = words.List{words.Linef(words.InUnreadable, err)}
 		return
 	}
 	defer f.Close()
@@ -231,14 +232,14 @@ func LookAt(r io.ReaderAt, d Disk) Disk {
 	case err == nil:
 		d.Root = root
 	case !errors.Is(err, ErrNoRoot):
-		d.NoRoot = err.Error()
+		d.NoRoot = words.Linef("%v", err)
 	}
 	return d
 }
 
 // Contents says what is on a disk, for people; nothing when it looks unused. What cannot be
 // read is no sign of that.
-func Contents(r io.ReaderAt, sectors uint64, sectorSize int) []string {
+func Contents(r io.ReaderAt, sectors uint64, sectorSize int) words.List {
 	start, tail, failed := ends(r, int64(sectors)*int64(sectorSize))
 	raid := raidMember(tail, int64(sectors)*int64(sectorSize), sectorSize)
 	if t, _, err := gpt.Read(r, sectors, sectorSize); err == nil {
@@ -247,36 +248,36 @@ func Contents(r io.ReaderAt, sectors uint64, sectorSize int) []string {
 	// An adapter may show other sectors than the one that the table was made by.
 	if other := 512 + 4096 - sectorSize; other == 512 || other == 4096 {
 		if t, _, err := gpt.Read(r, sectors*uint64(sectorSize)/uint64(other), other); err == nil {
-			made := fmt.Sprintf("a partition table for sectors of %d bytes, and the disk shows sectors of %d (it was partitioned at another adapter)", other, sectorSize)
-			return append([]string{made}, partitions(t)...)
+			made := words.Linef(words.InOtherSectors, other, sectorSize)
+			return append(words.List{made}, partitions(t)...)
 		}
 	}
 	if failed != nil {
-		return []string{fmt.Sprintf("what cannot be read (%v)", failed)}
+		return words.List{words.Linef(words.InUnreadable, failed)}
 	}
 	if what, ok := marked(start, startMarks); ok {
-		return append([]string{what}, raid...)
+		return append(words.List{words.Fixed(what)}, raid...)
 	}
 	parts := mbrPartitions(start, sectors, sectorSize)
 	switch {
 	case len(parts)+len(raid) > 0:
 		return append(parts, raid...)
 	case len(start) >= 512 && string(start[510:512]) == "\x55\xaa":
-		return []string{"a boot sector"}
+		return words.List{words.Fixed(words.InBootSector)}
 	case len(bytes.Trim(start, "\x00"))+len(bytes.Trim(tail, "\x00")) > 0:
-		return []string{"unknown data"}
+		return words.List{words.Fixed(words.InUnknownData)}
 	}
 	return nil
 }
 
 // partitions says what partitions there are.
-func partitions(t *gpt.Table) (found []string) {
+func partitions(t *gpt.Table) (found words.List) {
 	for _, p := range t.Partitions {
 		_, size := t.Bytes(p)
-		found = append(found, fmt.Sprintf("partition %d %q (%d MiB)", p.Number, p.Label, size>>20))
+		found = append(found, words.Linef(words.InPartition, p.Number, p.Label, size>>20))
 	}
 	if len(found) == 0 {
-		return []string{"an empty partition table"}
+		return words.List{words.Fixed(words.InEmptyTable)}
 	}
 	return found
 }
@@ -290,7 +291,7 @@ func (l Linux) Open(d Disk) (Device, error) {
 	path := d.Path
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_EXCL|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.EBUSY) {
-		return Device{}, fmt.Errorf("%s is in use: %w", path, err)
+		return Device{}, words.Errorf(words.InOpenInUse, path, err)
 	}
 	if err != nil {
 		return Device{}, err
@@ -311,14 +312,14 @@ func (l Linux) Open(d Disk) (Device, error) {
 func (l Linux) opened(f *os.File, d Disk) (Disk, error) {
 	var s unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &s); err != nil {
-		return d, fmt.Errorf("%s: %w", d.Path, err)
+		return d, words.Errorf(words.InOnThePath, d.Path, err)
 	}
 	now := d
 	if s.Mode&unix.S_IFMT == unix.S_IFBLK {
 		number := fmt.Sprintf("%d:%d", unix.Major(s.Rdev), unix.Minor(s.Rdev))
 		var err error
 		if now, err = l.describe(filepath.Join("dev/block", number)); err != nil {
-			return d, fmt.Errorf("%s was removed: nothing was written; choose again", d.Path)
+			return d, words.Errorf(words.InRemoved, d.Path)
 		}
 		now.Sequence = sequence(f)
 	}
@@ -373,7 +374,7 @@ const nonVolatile = 7
 // AddBootEntry makes a boot option of the firmware and puts it first. An option
 // of the same content is not made twice. Variables that cannot be read are passed
 // over, and named in what it returns beside the error.
-func (l Linux) AddBootEntry(option []byte) (passedOver []string, err error) {
+func (l Linux) AddBootEntry(option []byte) (passedOver words.List, err error) {
 	directory := filepath.Join(l.Sys, "firmware/efi/efivars")
 	for number := range 0x10000 {
 		name := fmt.Sprintf("Boot%04X", number)
@@ -385,31 +386,31 @@ func (l Linux) AddBootEntry(option []byte) (passedOver []string, err error) {
 				return passedOver, fmt.Errorf("write %s: %w", name, err)
 			}
 		case err != nil:
-			passedOver = append(passedOver, fmt.Sprintf("%s of the firmware's variables is damaged, and stays as it is: %v", name, err))
+			passedOver = append(passedOver, words.Linef(words.InVariableDamaged, name, err))
 			continue
 		case !bytes.Equal(have, option):
 			continue
 		}
 		// Cut before this write there is an option that nothing refers to.
 		note, err := l.putFirst(directory, uint16(number))
-		if note != "" {
+		if !note.IsZero() {
 			passedOver = append(passedOver, note)
 		}
 		return passedOver, err
 	}
-	return passedOver, errors.New("the firmware has no room for another boot option")
+	return passedOver, words.Errorf(words.InNoEntryRoom)
 }
 
 // putFirst writes the order of boot options. Where the old one cannot be read, all
 // options that there are keep a place in it.
-func (l Linux) putFirst(directory string, number uint16) (note string, err error) {
+func (l Linux) putFirst(directory string, number uint16) (note words.Line, err error) {
 	path := filepath.Join(directory, "BootOrder-"+globalVariables)
 	order, err := readVariable(path)
 	if len(order)%2 != 0 {
 		err = fmt.Errorf("it has %d bytes, and each entry two", len(order))
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		note = fmt.Sprintf("the firmware's BootOrder is damaged, and is made again from its boot options: %v", err)
+		note = words.Linef(words.InOrderDamaged, err)
 		if order, err = bootOptions(directory); err != nil {
 			return note, err
 		}
@@ -420,8 +421,8 @@ func (l Linux) putFirst(directory string, number uint16) (note string, err error
 			fresh = binary.LittleEndian.AppendUint16(fresh, n)
 		}
 	}
-	if note == "" && bytes.Equal(fresh, order) {
-		return "", nil
+	if note.IsZero() && bytes.Equal(fresh, order) {
+		return note, nil
 	}
 	if err := writeVariable(path, fresh); err != nil {
 		return note, fmt.Errorf("write BootOrder: %w", err)

@@ -40,7 +40,7 @@ func TestMountedDisk(t *testing.T) {
 	if err := unix.Unmount(place, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err != nil || len(d.Uses) != 1 || !strings.HasSuffix(d.Uses[0], "is mounted at "+place) {
+	if err != nil || len(d.Uses) != 1 || !strings.HasSuffix(d.Uses[0].String(), "is mounted at "+place) {
 		t.Errorf("uses %q, %v", d.Uses, err)
 	}
 	if !holds {

@@ -15,6 +15,7 @@ import (
 	"halogenos.internal/boot/fat"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/secureboot"
+	"halogenos.internal/boot/words"
 )
 
 // The wish is on the ESP of the disk that it was chosen for, and on no other.
@@ -45,7 +46,7 @@ func TestLetOthersStart(t *testing.T) {
 		if _, perr := secureboot.ParseOthers(text); chosen && errors.Join(err, perr) != nil || !chosen && !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("chosen %t: %q, %v, %v", chosen, text, err, perr)
 		}
-		if again := strings.Contains(strings.Join(p.Next(), "\n"), "asks whether other systems go on starting"); again != chosen {
+		if again := strings.Contains(words.English.List(p.Next(), "\n"), "asks whether other systems go on starting"); again != chosen {
 			t.Errorf("chosen %t: what comes next is %q", chosen, p.Next())
 		}
 	}

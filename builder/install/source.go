@@ -18,6 +18,7 @@ import (
 	"halogenos.internal/boot/questions"
 	"halogenos.internal/boot/release"
 	"halogenos.internal/boot/uki"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/files"
 )
 
@@ -116,7 +117,7 @@ func fromDirectory(dir string, text []byte) (*Source, error) {
 	s.finish = func() error {
 		want, _ := r.File(release.ImageFile)
 		if !bytes.Equal(sum.Sum(nil), want.SHA256) {
-			return fmt.Errorf("%s is not the one that %s describes", release.ImageFile, release.FileName)
+			return words.Errorf(words.InNotDescribed, release.ImageFile, release.FileName)
 		}
 		return nil
 	}
@@ -144,7 +145,7 @@ func FromArchive(ctx context.Context, packed io.Reader, key *pgp.Key, now time.T
 	s.finish = func() error {
 		// The content's end is where its hash is compared.
 		if n, err := s.Image.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
-			return fmt.Errorf("read system image: %w", cmpErr(err))
+			return words.Errorf(words.InReadImage, cmpErr(err))
 		}
 		if _, _, err := r.Next(); !errors.Is(err, io.EOF) {
 			return fmt.Errorf("read archive: %w", cmpErr(err))
@@ -174,7 +175,7 @@ func authenticate(key *pgp.Key, now time.Time) archive.Authenticate {
 			return ErrUnsigned
 		}
 		if err := key.Verify(bytes.NewReader(description), signature, now); err != nil {
-			return fmt.Errorf("%s: %w", archive.SignatureFile, err)
+			return words.Errorf(words.InOnThePath, archive.SignatureFile, err)
 		}
 		return nil
 	}
@@ -210,7 +211,7 @@ func (s *Source) readArchive(r *archive.Reader) error {
 // take checks an EFI file and keeps it.
 func (s *Source) take(f release.File, content []byte) error {
 	if sum := sha256.Sum256(content); !bytes.Equal(sum[:], f.SHA256) {
-		return fmt.Errorf("%s is not the one that %s describes", f.Name, release.FileName)
+		return words.Errorf(words.InNotDescribed, f.Name, release.FileName)
 	}
 	if digest, err := authenticode.Digest(content); err != nil || !bytes.Equal(digest[:], f.Authenticode) {
 		return fmt.Errorf("%s has another Authenticode hash than %s says (%w)", f.Name, release.FileName, err)
@@ -221,14 +222,14 @@ func (s *Source) take(f release.File, content []byte) error {
 	}
 	img, err := uki.Parse(content)
 	if err != nil {
-		return fmt.Errorf("%s: %w", f.Name, err)
+		return words.Errorf(words.InOnThePath, f.Name, err)
 	}
 	initrd, ok := img.Section(".initrd")
 	if !ok {
 		return fmt.Errorf("%s has no initramfs", f.Name)
 	}
 	if s.Contract, err = contract.FromInitrd(initrd); err != nil {
-		return fmt.Errorf("%s: %w", f.Name, err)
+		return words.Errorf(words.InOnThePath, f.Name, err)
 	}
 	able := contract.AbilitiesFromInitrd(initrd)
 	s.ESP.UKI, s.ESP.Size, s.Beside, s.Others = content, able.ESP(), able.Beside, able.Others

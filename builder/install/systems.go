@@ -149,43 +149,44 @@ func (p *Plan) checkOthers(src *Source) {
 	keys := src.Contract.VendorKeys
 	for _, s := range p.Staying() {
 		p.AsksOthers = p.AsksOthers || src.Others && p.Kept == nil && keys != contract.VendorMicrosoft && !p.Choice.LetOthersStart
-		p.note("%s", p.fate(s, keys))
-		if s.Windows {
-			locked := "If BitLocker is on there"
-			if s.BitLocker {
-				locked = "BitLocker is on there"
-			}
-			p.note("%s: have its recovery key at hand before you go on (https://aka.ms/myrecoverykey). It is asked for when the firmware's keys have changed", locked)
+		p.Findings = append(p.Findings, Finding{Text: p.fate(s, keys)})
+		if !s.Windows {
+			continue
 		}
+		locked := words.InIfBitLocker
+		if s.BitLocker {
+			locked = words.InBitLocker
+		}
+		p.note("%s", words.Fixed(locked))
 	}
 	switch {
 	case !p.Choice.LetOthersStart:
 	case !src.Others:
-		p.refuse("the first start of this release does not ask whether other systems go on starting (--let-others-start): take one that was built with a newer halogen")
+		p.refuse(words.InOthersNotAsked)
 	default:
-		p.note("other systems go on starting: %s", OthersCost)
-		p.note("the first start asks for this once more, and shows the certificates that the firmware gets. Where nobody says yes there, no other system starts")
+		p.note(words.InOthersStart, words.Fixed(words.OthersWeaken), words.Fixed(words.OthersSpare))
+		p.note(words.InOthersOnceMore)
 	}
 }
 
 // OthersCost is what letting other systems start costs, and what it does not, in two lines.
-const OthersCost = words.OthersWeaken + "\n" + words.OthersSpare
+func OthersCost() words.Line {
+	return words.Linef("%s\n%s", words.Fixed(words.OthersWeaken), words.Fixed(words.OthersSpare))
+}
 
 // fate says whether another system goes on starting, and why.
-func (p *Plan) fate(s System, keys contract.VendorKeys) string {
-	const own = "from the first start on the firmware holds this machine's own keys"
-	who := s.Name + " on " + s.Disk
+func (p *Plan) fate(s System, keys contract.VendorKeys) words.Line {
 	switch {
 	case p.Kept != nil && !p.Choice.LetOthersStart:
-		return who + " goes on starting with Secure Boot on where the HalogenOS that is kept has let it"
+		return words.Linef(words.InFateKept, s.Name, s.Disk)
 	case s.Windows && p.Choice.LetOthersStart:
-		return who + " goes on starting: beside this machine's own keys the firmware keeps Microsoft's certificates"
+		return words.Linef(words.InFateLet, s.Name, s.Disk)
 	case s.Windows && keys == contract.VendorMicrosoft:
-		return who + " goes on starting where the firmware's default keys have Microsoft's certificate for Windows: this release keeps those keys (VendorKeys=microsoft)"
+		return words.Linef(words.InFateVendor, s.Name, s.Disk)
 	case s.Windows:
-		return fmt.Sprintf("%s will no longer start with Secure Boot on: Microsoft has signed it, and %s (VendorKeys=%s; --let-others-start lets it start)", who, own, keys)
+		return words.Linef(words.InFateWindows, s.Name, s.Disk, keys)
 	case p.Choice.LetOthersStart || keys == contract.VendorMicrosoft:
-		return who + " goes on starting where Microsoft has signed what it starts with (shim, as Debian, Fedora, SUSE and Ubuntu have it). With keys of its own it will no longer start with Secure Boot on"
+		return words.Linef(words.InFateShim, s.Name, s.Disk)
 	}
-	return fmt.Sprintf("%s will no longer start with Secure Boot on: %s, and they have not signed it (--let-others-start lets it start where Microsoft has)", who, own)
+	return words.Linef(words.InFateOther, s.Name, s.Disk)
 }

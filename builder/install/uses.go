@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"halogenos.internal/boot/words"
 )
 
 // parts are a disk and its partitions: their names by their device numbers.
@@ -88,7 +90,7 @@ func (l Linux) mounts() (mounts []mount, err error) {
 
 // uses lists what is mounted, swapped to, or built upon the disk or one of its
 // partitions.
-func (l Linux) uses(disk string) ([]string, error) {
+func (l Linux) uses(disk string) (words.List, error) {
 	devices, err := l.parts(disk)
 	if err != nil {
 		return nil, err
@@ -102,14 +104,14 @@ func (l Linux) uses(disk string) ([]string, error) {
 		}
 		directories = append(directories, directory)
 	}
-	var uses []string
+	var uses words.List
 	for _, directory := range directories {
 		holders, err := os.ReadDir(filepath.Join(directory, "holders"))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 		for _, h := range holders {
-			uses = append(uses, fmt.Sprintf("%s holds %s open", h.Name(), filepath.Base(directory)))
+			uses = append(uses, words.Linef(words.InHoldsOpen, h.Name(), filepath.Base(directory)))
 		}
 	}
 	mounts, err := l.mounts()
@@ -123,7 +125,7 @@ func (l Linux) uses(disk string) ([]string, error) {
 			name = base
 		}
 		if name != "" {
-			uses = append(uses, fmt.Sprintf("%s is mounted at %s", name, m.place))
+			uses = append(uses, words.Linef(words.InMounted, name, m.place))
 		}
 	}
 	swaps, _ := os.ReadFile(filepath.Join(l.Proc, "swaps")) // a kernel without swap has no such file
@@ -131,7 +133,7 @@ func (l Linux) uses(disk string) ([]string, error) {
 		f := strings.Fields(line)
 		for _, name := range names {
 			if len(f) > 0 && f[0] == filepath.Join(l.Dev, name) {
-				uses = append(uses, name+" is swapped to")
+				uses = append(uses, words.Linef(words.InSwapped, name))
 			}
 		}
 	}

@@ -82,14 +82,16 @@ func everywhere(path string, terminals []string) error {
 
 // Program implements hw.Person. It ends on all terminals when it ends on one; a
 // terminal on which it cannot be started ends nothing while another can.
-func (p Person) Program(path string, args ...string) error {
+func (p Person) Program(environment []string, path string, args ...string) error {
 	defer p.Quiet()()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	terminals := Terminals()
 	ended := make(chan error, len(terminals))
 	for _, tty := range terminals {
-		go func() { ended <- run(ctx, tty, drawing(tty), path, args...) }()
+		go func() {
+			ended <- run(ctx, tty, append([]string{"TERM=" + drawing(tty)}, environment...), path, args...)
+		}()
 	}
 	var last error
 	for range terminals {
@@ -137,11 +139,11 @@ func stay(path, tty string) error {
 }
 
 func shell(path, tty string) error {
-	return run(context.Background(), tty, kind(tty), path)
+	return run(context.Background(), tty, []string{"TERM=" + kind(tty)}, path)
 }
 
 // run runs a program on a terminal of a kind.
-func run(ctx context.Context, tty, kind, path string, args ...string) error {
+func run(ctx context.Context, tty string, environment []string, path string, args ...string) error {
 	f, err := os.OpenFile(tty, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -149,7 +151,7 @@ func run(ctx context.Context, tty, kind, path string, args ...string) error {
 	defer f.Close()
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = f, f, f
-	cmd.Env = []string{"PATH=/bin", "HOME=/", "TERM=" + kind}
+	cmd.Env = append([]string{"PATH=/bin", "HOME=/"}, environment...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	return cmd.Run()

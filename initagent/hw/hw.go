@@ -326,8 +326,9 @@ type Person interface {
 	// of them is left.
 	Shell() error
 	// Program runs a program on every terminal, and returns when it has ended on
-	// one of them: with an error unless it ended well.
-	Program(path string, args ...string) error
+	// one of them: with an error unless it ended well. The environment is beside what says
+	// which terminal it is.
+	Program(environment []string, path string, args ...string) error
 }
 
 // Listener notices that somebody asks for the recovery console.

@@ -231,6 +231,7 @@ type Machine struct {
 	memory         uint64            // in bytes; a PIN takes more than anything else
 	Owner          bool              // has the recovery key, and says yes
 	Program        []string          // that an installer stick had run
+	Environment    []string          // that it was given
 	ProgramEnds    error
 	Pulled         string // the plug is, at a prompt that begins so; "" for never
 	Echo           bool   // types groups of a new recovery key back

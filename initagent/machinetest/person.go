@@ -115,13 +115,13 @@ func (p person) plugsIn(what string) {
 	}
 }
 
-func (p person) Program(path string, args ...string) error {
+func (p person) Program(environment []string, path string, args ...string) error {
 	p.m.NothingUnseals("what an installer stick brings")
 	if !p.m.hidden {
 		p.m.T.Error("an installer stick's program could read the kernel's memory")
 	}
 	p.plugsIn("the installer")
-	p.m.Program = append([]string{path}, args...)
+	p.m.Program, p.m.Environment = append([]string{path}, args...), environment
 	return p.m.ProgramEnds
 }
 

@@ -3,6 +3,7 @@ package setup
 import (
 	"golang.org/x/sys/unix"
 
+	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/initagent/host"
 )
@@ -40,5 +41,15 @@ func Install(h *host.Host) error {
 		return err
 	}
 	h.ReleaseWatchdog(0) // a person takes the time that it takes
-	return h.Attended(func() error { return h.Person.Program(h.Path(installerProgram), "install") })
+	return h.Attended(func() error { return h.Person.Program(environment(h), h.Path(installerProgram), "install") })
+}
+
+// environment tells the installer the language, and what the keys of a screen's keyboard type: it
+// asks for both, and changes the latter.
+func environment(h *host.Host) []string {
+	keymap := "us"
+	if k, err := keyboard.FindKeymap(h.Keymap); err == nil {
+		keymap = k.Name
+	}
+	return []string{"LANG=" + h.Language.Code() + ".UTF-8", "HALOGEN_KEYMAP=" + keymap}
 }

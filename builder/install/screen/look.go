@@ -7,6 +7,7 @@ import (
 	"github.com/gdamore/tcell/v2"
 	"github.com/rivo/tview"
 
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/install"
 )
 
@@ -118,35 +119,35 @@ func title(d install.Disk) string {
 	return strings.TrimSpace(fmt.Sprintf("%s  %.1f GB  %s", d.Path, float64(d.Size())/1e9, strings.TrimSpace(d.Model+" "+d.Serial)))
 }
 
-func contents(d install.Disk) string {
+func contents(l words.Language, d install.Disk) string {
 	switch {
 	case len(d.Uses) > 0:
-		return "in use: " + strings.Join(d.Uses, "; ")
+		return l.Say(words.InUse, l.List(d.Uses, "; "))
 	case len(d.Contents) > 0:
-		return "holds " + strings.Join(d.Contents, ", ")
+		return l.Say(words.InHas, d.Contents)
 	}
-	return "empty"
+	return l.Text(words.InEmpty)
 }
 
 // about says all that is known of a disk.
-func about(d install.Disk, refused string) string {
+func about(l words.Language, d install.Disk, refused string) string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "%s\n%d sectors of %d bytes", title(d), d.Sectors, d.SectorSize)
+	fmt.Fprintf(&out, "%s\n%s", title(d), l.Say(words.InSectorsOf, d.Sectors, d.SectorSize))
 	if d.Removable {
-		out.WriteString(", removable")
+		out.WriteString(l.Text(words.InAndRemovable))
 	}
 	out.WriteString("\n\n")
 	if refused != "" {
-		fmt.Fprintf(&out, "It cannot be installed to: %s\n\n", refused)
+		fmt.Fprintf(&out, "%s\n\n", l.Say(words.InRefusedDisk, refused))
 	}
 	for _, use := range d.Uses {
-		fmt.Fprintf(&out, "in use: %s\n", use)
+		fmt.Fprintf(&out, "%s\n", l.Say(words.InUse, use))
 	}
 	for _, have := range d.Contents {
-		fmt.Fprintf(&out, "holds %s\n", have)
+		fmt.Fprintf(&out, "%s\n", l.Say(words.InHas, have))
 	}
 	if len(d.Uses)+len(d.Contents) == 0 {
-		out.WriteString("It is empty.\n")
+		out.WriteString(l.Text(words.InItIsEmpty) + "\n")
 	}
 	return out.String()
 }

@@ -19,7 +19,9 @@ import (
 	"github.com/rivo/tview"
 
 	"halogenos.internal/boot/answers"
+	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/questions"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/install"
 )
 
@@ -38,7 +40,22 @@ type Backend interface {
 	// Install writes. It returns when all of it was read back.
 	Install(ctx context.Context, p *install.Plan, progress install.Progress) error
 	// Next says what the person does next.
-	Next(p *install.Plan) []string
+	Next(p *install.Plan) words.List
+	// Begin says what the interface begins with.
+	Begin() Begin
+}
+
+// Begin is what the interface begins with.
+type Begin struct {
+	// Language is what the person reads, as far as that is known.
+	Language words.Language
+	// Ask: the person is asked for a language first.
+	Ask bool
+	// Keymap is what the keys type, where this program can change that: then it is asked, too.
+	// "" stands for a keyboard that is another's matter.
+	Keymap string
+	// SetKeymap has the keys type what a keymap says.
+	SetKeymap func(keyboard.Keymap) error
 }
 
 // ErrLeft is returned when the person left without an installation.
@@ -56,6 +73,8 @@ type ui struct {
 	done    bool
 	failed  error
 	look    look
+	words.Language
+	begin Begin // with the keymap that is in force
 }
 
 // Run shows the interface until the installation is done or the person leaves.
@@ -63,13 +82,14 @@ type ui struct {
 func Run(ctx context.Context, b Backend, screen tcell.Screen) error {
 	plainBorders()
 	ctx, cancel := context.WithCancel(ctx)
-	u := &ui{app: tview.NewApplication(), pages: tview.NewPages(), backend: b, ctx: ctx, cancel: cancel, look: lookFor(colors(screen))}
+	u := &ui{app: tview.NewApplication(), pages: tview.NewPages(), backend: b, ctx: ctx, cancel: cancel, look: lookFor(colors(screen)), begin: b.Begin()}
+	u.Language = u.begin.Language
 	if screen != nil {
 		u.app.SetScreen(screen)
 	}
 	stop := context.AfterFunc(ctx, u.app.Stop)
 	defer stop()
-	if err := u.chooseDisk(); err != nil {
+	if err := u.first(); err != nil {
 		cancel()
 		return err
 	}
@@ -106,24 +126,24 @@ func (u *ui) chooseDisk() error {
 	refused := make([]string, len(disks))
 	for i, d := range disks {
 		refused[i] = u.refused(d)
-		lines = append(lines, line{title(d), contents(d)})
+		lines = append(lines, line{title(d), contents(u.Language, d)})
 		if refused[i] != "" && len(d.Uses) == 0 {
-			lines[i].below = "cannot be taken: " + refused[i]
+			lines[i].below = u.Say(words.InCannotTake, refused[i])
 		}
 	}
-	heading := "Install " + u.backend.Release() + ": which disk?"
+	heading := u.Say(words.InWhichDisk, u.backend.Release())
 	if len(disks) == 0 {
-		page := text("No disk was found that could be installed to.\n\nPlug one in and press r, or look in the firmware's setup how its controller is used: a RAID mode can hide disks.").
+		page := text("%s", u.Text(words.InNoDisk)).
 			SetDoneFunc(func(tcell.Key) { u.app.Stop() })
 		page.SetInputCapture(u.looksAgain)
-		u.show("disks", u.frame(heading, "r: look again   Enter: leave", page), page)
+		u.show("disks", u.frame(heading, u.Text(words.InNoDiskKeys), page), page)
 		return nil
 	}
 	first := firstChoice(disks, refused)
-	details := text("%s", about(disks[first], refused[first]))
-	details.SetBorder(true).SetTitle(" This disk ").SetTitleAlign(tview.AlignLeft).SetBorderPadding(0, 0, 1, 1)
+	details := text("%s", about(u.Language, disks[first], refused[first]))
+	details.SetBorder(true).SetTitle(u.Text(words.InThisDisk)).SetTitleAlign(tview.AlignLeft).SetBorderPadding(0, 0, 1, 1)
 	list := u.list(lines, first, func(i int) { u.choose(u.disks[i]) }, u.app.Stop, func(i int) {
-		details.SetText(about(disks[i], refused[i])).ScrollToBeginning()
+		details.SetText(about(u.Language, disks[i], refused[i])).ScrollToBeginning()
 	})
 	list.SetInputCapture(u.looksAgain)
 	fixed, share := 2*len(disks)+1, 0
@@ -131,7 +151,7 @@ func (u *ui) chooseDisk() error {
 		fixed, share = 0, 2
 	}
 	page := tview.NewFlex().SetDirection(tview.FlexRow).AddItem(list, fixed, share, true).AddItem(details, 0, 1, false)
-	u.show("disks", u.frame(heading, "Up, Down: choose   Enter: look at it   r: look again   Esc: leave", page), list)
+	u.show("disks", u.frame(heading, u.Text(words.InDiskKeys), page), list)
 	return nil
 }
 
@@ -156,7 +176,7 @@ func (u *ui) refused(d install.Disk) string {
 		err = p.Err(true)
 	}
 	if err != nil {
-		return err.Error()
+		return u.Error(err)
 	}
 	return ""
 }
@@ -195,25 +215,25 @@ func (u *ui) choose(d install.Disk) {
 	var lines []line
 	var choices []install.Choice
 	if d.Root != nil {
-		lines = append(lines, line{fmt.Sprintf("Keep the root partition (%d MiB)", d.Root.Size>>20), "its recovery key is asked for at the next start"})
+		lines = append(lines, line{u.Say(words.InKeepRoot, d.Root.Size>>20), u.Text(words.InKeepRootKey)})
 		choices = append(choices, install.Choice{KeepRoot: true})
 	}
 	if u.hasRoom(d) {
-		lines = append(lines, line{fmt.Sprintf("Use the free space (%d MiB)", d.Free>>20), "its partitions stay as they are"})
+		lines = append(lines, line{u.Say(words.InUseFree, d.Free>>20), u.Text(words.InPartitionsStay)})
 		choices = append(choices, install.Choice{FreeSpace: true})
 	}
 	if len(lines) == 0 {
 		u.others(d, install.Choice{})
 		return
 	}
-	lines = append(lines, line{"Erase everything", "nothing that was ever stored on it can be had again"})
+	lines = append(lines, line{u.Text(words.InEraseAll), u.Text(words.InEraseAllMeans)})
 	choices = append(choices, install.Choice{})
-	heading := d.Path + " has a HalogenOS on it"
+	heading := u.Say(words.InHasHalogen, d.Path)
 	if d.Root == nil {
-		heading = d.Path + " has " + install.Names(d.Systems) + " on it"
+		heading = u.Say(words.InHasSystems, d.Path, install.Names(d.Systems))
 	}
 	list := u.list(lines, 0, func(i int) { u.others(d, choices[i]) }, u.back, func(int) {})
-	u.show("root", u.frame(heading, "Up, Down: choose   Enter: look at it   Esc: back to the disks", list), list)
+	u.show("root", u.frame(heading, u.Text(words.InListKeys), list), list)
 }
 
 // others asks whether other systems go on starting, where there are some that would not.
@@ -230,11 +250,11 @@ func (u *ui) others(d install.Disk, choice install.Choice) {
 	yes := choice
 	yes.LetOthersStart = true
 	choices := []install.Choice{choice, yes}
-	lines := []line{{"No", "with Secure Boot on, this system alone starts"}, {"Yes", "Windows starts, and what else Microsoft has signed"}}
+	lines := []line{{u.Text(words.InNo), u.Text(words.InNoMeans)}, {u.Text(words.InYes), u.Text(words.InYesMeans)}}
 	list := u.list(lines, 0, func(i int) { u.setUp(d, choices[i]) }, u.back, func(int) {})
-	about := text("%s\n\nThe first start asks for it once more.", install.OthersCost)
+	about := text("%s\n\n%s", u.Line(install.OthersCost()), u.Text(words.InOthersLater))
 	page := tview.NewFlex().SetDirection(tview.FlexRow).AddItem(list, 2*len(lines)+1, 0, true).AddItem(about, 0, 1, false)
-	u.show("others", u.frame("Let other systems go on starting with Secure Boot on?", "Up, Down: choose   Enter: look at it   Esc: back to the disks", page), list)
+	u.show("others", u.frame(u.Text(words.InLetOthers), u.Text(words.InListKeys), page), list)
 }
 
 // back shows the disks again.
@@ -248,21 +268,21 @@ func (u *ui) back() {
 func (u *ui) check(d install.Disk, choice install.Choice) {
 	p, err := u.backend.Plan(d, choice)
 	if err != nil {
-		u.end(fmt.Errorf("look at %s: %w", d.Path, err), nil)
+		u.end(words.Errorf(words.InLookAt, d.Path, err), nil)
 		return
 	}
 	var lines strings.Builder
-	fmt.Fprintf(&lines, "%s\n%s\n\n", title(d), p.Machine)
+	fmt.Fprintf(&lines, "%s\n%s\n\n", title(d), u.Line(p.Machine.Line()))
 	for _, f := range p.Findings {
-		fmt.Fprintf(&lines, "%s %s\n\n", f.Word(), f.Text)
+		fmt.Fprintf(&lines, "%-8s %s\n\n", u.Text(f.Word()), u.Line(f.Text))
 	}
 	if p.Err(true) != nil {
 		view := text("%s", lines.String()).SetDoneFunc(func(tcell.Key) { u.back() })
-		u.show("checks", u.frame("This disk cannot be installed to", "Enter: back to the disks", view), view)
+		u.show("checks", u.frame(u.Text(words.InRefusedTitle), u.Text(words.InBackKeys), view), view)
 		return
 	}
-	fmt.Fprintf(&lines, "%s\n", p.Loss())
-	input := tview.NewInputField().SetLabel("Type the disk's name to install: ").SetFieldWidth(30).
+	fmt.Fprintf(&lines, "%s\n", u.Line(p.Loss()))
+	input := tview.NewInputField().SetLabel(u.Text(words.InTypeDisk)).SetFieldWidth(30).
 		SetFieldTextColor(tcell.ColorDefault).SetFieldBackgroundColor(tcell.ColorDefault)
 	input.SetDoneFunc(func(key tcell.Key) {
 		switch typed := strings.TrimSpace(input.GetText()); {
@@ -272,18 +292,18 @@ func (u *ui) check(d install.Disk, choice install.Choice) {
 		case typed == d.Path || typed == path.Base(d.Path):
 			u.install(p)
 		default:
-			input.SetText("").SetLabel(tview.Escape(fmt.Sprintf("That was not %s. Type its name: ", path.Base(d.Path))))
+			input.SetText("").SetLabel(tview.Escape(u.Say(words.InTypeAgain, path.Base(d.Path))))
 		}
 	})
 	column := tview.NewFlex().SetDirection(tview.FlexRow).AddItem(text("%s", lines.String()), 0, 1, false).AddItem(input, 1, 0, true)
-	u.show("checks", u.frame("Install "+u.backend.Release(), "Enter: install   Esc: back to the disks", column), input)
+	u.show("checks", u.frame(u.Say(words.InInstallTitle, u.backend.Release()), u.Text(words.InInstallKeys), column), input)
 }
 
 // install shows how far it has come.
 func (u *ui) install(p *install.Plan) {
-	view := text("Beginning ...")
-	u.show("work", u.frame("Installing "+u.backend.Release()+" on "+p.Disk.Path, "Do not switch the machine off. If it happens, install again.", view), view)
-	meter := newMeter()
+	view := text("%s", u.Text(words.InBeginning))
+	u.show("work", u.frame(u.Say(words.InInstalling, u.backend.Release(), p.Disk.Path), u.Text(words.InDoNotSwitch), view), view)
+	meter := newMeter(u.Language)
 	u.work.Go(func() {
 		err := u.backend.Install(u.ctx, p, func(what string, done, total int64) {
 			if line, changed := meter.at(time.Now(), what, done, total); changed {
@@ -301,40 +321,41 @@ func (u *ui) install(p *install.Plan) {
 // end is the last page.
 func (u *ui) end(err error, p *install.Plan) {
 	var lines strings.Builder
-	heading := "Done"
+	heading := u.Text(words.InDone)
 	if err != nil {
-		heading, u.failed = "This failed", err
-		fmt.Fprintf(&lines, "%s\n", err)
+		heading, u.failed = u.Text(words.InFailed), err
+		fmt.Fprintf(&lines, "%s\n", u.Error(err))
 	} else {
 		u.done = true
-		fmt.Fprintf(&lines, "%s is installed on %s. What next:\n\n", u.backend.Release(), p.Disk.Path)
+		fmt.Fprintf(&lines, "%s\n\n", u.Say(words.InWhatNext, u.backend.Release(), p.Disk.Path))
 		for i, step := range u.backend.Next(p) {
-			fmt.Fprintf(&lines, "%d. %s\n", i+1, step)
+			fmt.Fprintf(&lines, "%d. %s\n", i+1, u.Line(step))
 		}
-		lines.WriteString("\nKeep:\n")
+		lines.WriteString("\n" + u.Text(words.InKeepThese) + "\n")
 		for _, thing := range p.Keep() {
-			fmt.Fprintf(&lines, "- %s\n", thing)
+			fmt.Fprintf(&lines, "- %s\n", u.Line(thing))
 		}
 	}
 	view := text("%s", lines.String()).SetDoneFunc(func(tcell.Key) { u.app.Stop() })
-	u.show("end", u.frame(heading, "Enter: leave", view), view)
+	u.show("end", u.frame(heading, u.Text(words.InLeaveKeys), view), view)
 }
 
 // A meter turns progress into lines, at most four a second.
 type meter struct {
+	words.Language
 	what        string
 	began, last time.Time
 	before      []string // what is finished
 }
 
-func newMeter() *meter { return new(meter) }
+func newMeter(l words.Language) *meter { return &meter{Language: l} }
 
 const barWidth = 50
 
 func (m *meter) at(now time.Time, what string, done, total int64) (lines string, changed bool) {
 	if what != m.what {
 		if m.what != "" {
-			m.before = append(m.before, m.what+": done")
+			m.before = append(m.before, m.Say(words.InStepDone, m.Text(m.what)))
 		}
 		m.what, m.began, m.last = what, now, time.Time{}
 	}
@@ -342,11 +363,11 @@ func (m *meter) at(now time.Time, what string, done, total int64) (lines string,
 		return "", false
 	}
 	m.last = now
-	current := what + " ..."
+	current := m.Text(what) + " ..."
 	if total > 0 {
 		filled := int(done * barWidth / total)
-		current = fmt.Sprintf("%s\n\n[%s%s] %3d %%  %d of %d MiB%s", what, strings.Repeat("#", filled), strings.Repeat(".", barWidth-filled),
-			done*100/total, done>>20, total>>20, m.left(now, done, total))
+		current = fmt.Sprintf("%s\n\n[%s%s] ", m.Text(what), strings.Repeat("#", filled), strings.Repeat(".", barWidth-filled)) +
+			m.Say(words.InProgress, done*100/total, done>>20, total>>20, m.left(now, done, total))
 	}
 	return strings.Join(append(m.before, current), "\n"), true
 }
@@ -357,5 +378,5 @@ func (m *meter) left(now time.Time, done, total int64) string {
 		return ""
 	}
 	left := time.Duration(float64(spent) * float64(total-done) / float64(done))
-	return fmt.Sprintf(", %s left", left.Round(time.Second))
+	return m.Say(words.InRateLeft, left.Round(time.Second))
 }

@@ -12,6 +12,7 @@ import (
 
 	"halogenos.internal/boot/answers"
 	"halogenos.internal/boot/questions"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/builder/install"
 )
 
@@ -23,7 +24,7 @@ func (u *ui) setUp(d install.Disk, choice install.Choice) {
 		u.check(d, choice)
 		return
 	}
-	s := &setup{ui: u, interview: questions.NewInterview(c, nil), disk: d, choice: choice}
+	s := &setup{ui: u, interview: questions.NewInterview(c, u.offered(c)), disk: d, choice: choice}
 	s.ask()
 }
 
@@ -34,8 +35,6 @@ type setup struct {
 	disk      install.Disk
 	choice    install.Choice
 }
-
-const setupKeys = "Enter: take it   Tab: ask at the first start   Esc: back"
 
 // ask shows the page of the question that is next.
 func (s *setup) ask() {
@@ -71,9 +70,11 @@ func (s *setup) other(key tcell.Key) bool {
 }
 
 // heading is a page's title: the question, without what only a line needs.
-func heading(q *questions.Question) string {
-	title, _, _ := strings.Cut(q.Text, ", such as")
-	return "The new system: " + title
+func heading(l words.Language, q *questions.Question) string {
+	if q.Title.IsZero() {
+		return l.Say(words.AskNewSystem, q.Text)
+	}
+	return l.Say(words.AskNewSystem, q.Title)
 }
 
 // field is one that text is typed into.
@@ -90,7 +91,7 @@ func (s *setup) choose(q *questions.Question) {
 		found, list = questions.Matching(q.Choices, strings.TrimSpace(word)), nil
 		box.Clear()
 		if len(found) == 0 {
-			box.AddItem(text("Nothing there has %q in it.", word), 0, 1, false)
+			box.AddItem(text("%s", s.Say(words.AskNothingHas, word)), 0, 1, false)
 			return
 		}
 		var lines []line
@@ -102,7 +103,7 @@ func (s *setup) choose(q *questions.Question) {
 		box.AddItem(list, 0, 1, false)
 	}
 	fill("")
-	input := field("Type to find: ").SetChangedFunc(fill)
+	input := field(s.Text(words.AskFind)).SetChangedFunc(fill)
 	input.SetInputCapture(func(key *tcell.EventKey) *tcell.EventKey {
 		switch key.Key() {
 		case tcell.KeyUp, tcell.KeyDown, tcell.KeyPgUp, tcell.KeyPgDn:
@@ -122,7 +123,7 @@ func (s *setup) choose(q *questions.Question) {
 		return key
 	})
 	page := tview.NewFlex().SetDirection(tview.FlexRow).AddItem(input, 2, 0, true).AddItem(box, 0, 1, false)
-	s.show("setup", s.frame(heading(q), "Up, Down: choose   "+setupKeys, page), input)
+	s.show("setup", s.frame(heading(s.Language, q), s.Text(words.AskChooseKeys), page), input)
 }
 
 // take takes an answer that is a choice.
@@ -136,9 +137,9 @@ func (s *setup) take(answer string) {
 
 // line shows a field, and what was wrong with what was typed into it.
 func (s *setup) line(q *questions.Question) {
-	label := q.Text + ": "
+	label := s.Line(q.Text) + ": "
 	if q.ByEnter != "" {
-		label = fmt.Sprintf("%s [%s]: ", q.Text, q.ByEnter)
+		label = fmt.Sprintf("%s [%s]: ", s.Line(q.Text), q.Shown(s.Language))
 	}
 	wrong := text("")
 	input := field(label)
@@ -150,7 +151,7 @@ func (s *setup) line(q *questions.Question) {
 				typed = q.ByEnter
 			}
 			if _, err := s.interview.Answer(typed); err != nil {
-				wrong.SetText(err.Error())
+				wrong.SetText(s.Error(err))
 				input.SetText("")
 				return nil
 			}
@@ -162,12 +163,8 @@ func (s *setup) line(q *questions.Question) {
 		return key
 	})
 	page := tview.NewFlex().SetDirection(tview.FlexRow).AddItem(input, 2, 0, true).AddItem(wrong, 0, 1, false)
-	s.show("setup", s.frame(heading(q), setupKeys, page), input)
+	s.show("setup", s.frame(heading(s.Language, q), s.Text(words.AskKeys), page), input)
 }
-
-// typedHere is said where a password is typed, as the installer does not change what its own keyboard
-// types.
-const typedHere = "It is typed on the keyboard as this system has it, whatever keyboard was chosen for the new one: take letters that are the same on both, or leave it for the first start."
 
 // maxTyped is how much of a password is kept, in bytes; answers.Password refuses one that long.
 const maxTyped = 600
@@ -177,9 +174,9 @@ const maxTyped = 600
 func (s *setup) password(q *questions.Question, before []byte, wrong string) {
 	typed := make([]byte, 0, maxTyped+utf8.UTFMax)
 	view := tview.NewTextView().SetWordWrap(true)
-	prompt, says := q.Text, typedHere
+	prompt, says := s.Line(q.Text), s.typedHere()
 	if before != nil {
-		prompt, says = "Once more", ""
+		prompt, says = s.Text(words.AskOnceMore), ""
 	}
 	draw := func() {
 		view.SetText(strings.TrimSpace(fmt.Sprintf("%s: %s_\n\n%s\n\n%s", prompt, strings.Repeat("*", utf8.RuneCount(typed)), wrong, says)))
@@ -207,7 +204,7 @@ func (s *setup) password(q *questions.Question, before []byte, wrong string) {
 		draw()
 		return nil
 	})
-	s.show("setup", s.frame(heading(q), setupKeys, view), view)
+	s.show("setup", s.frame(heading(s.Language, q), s.Text(words.AskKeys), view), view)
 }
 
 // typed takes a password that was typed once or, with what was typed before, twice.
@@ -219,14 +216,14 @@ func (s *setup) typed(q *questions.Question, before, typed []byte) {
 		return
 	case before == nil:
 		clear(typed)
-		s.password(q, nil, err.Error())
+		s.password(q, nil, s.Error(err))
 		return
 	}
 	same := bytes.Equal(before, typed)
 	clear(typed)
 	if !same {
 		clear(before)
-		s.password(q, nil, "These are not the same.")
+		s.password(q, nil, s.Text(words.AskNotSame))
 		return
 	}
 	if err := s.interview.Password(before); err != nil {
@@ -240,7 +237,7 @@ func (s *setup) typed(q *questions.Question, before, typed []byte) {
 // summary shows the answers.
 func (s *setup) summary() {
 	a := s.interview.Answers()
-	view := text("%s\nNothing is written yet.", a.Summary())
+	view := text("%s\n%s", a.SummaryIn(s.Language), s.Text(words.InNothingYet))
 	view.SetInputCapture(func(key *tcell.EventKey) *tcell.EventKey {
 		switch {
 		case key.Key() == tcell.KeyEnter:
@@ -256,5 +253,5 @@ func (s *setup) summary() {
 		}
 		return nil
 	})
-	s.show("setup", s.frame("The new system: is this right?", "Enter: go on   Esc: back", view), view)
+	s.show("setup", s.frame(s.Text(words.AskIsThisRight), s.Text(words.AskRightKeys), view), view)
 }

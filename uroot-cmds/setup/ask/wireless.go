@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"halogenos.internal/boot/questions"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/uroot-cmds/setup/wifi"
 )
 
@@ -85,7 +86,7 @@ func (p *person) switchOn(ctx context.Context, r Radio) error {
 		case bySwitch:
 			p.Terminal.Say("Wi-Fi is switched off by a switch or a key of this machine, or in its firmware's setup.\n")
 		}
-		yes, err := p.Yes(map[bool]string{true: "Is it on now?", false: "Wi-Fi is switched off. Switch it on?"}[bySwitch], true)
+		yes, err := p.Yes(words.Fixed(map[bool]string{true: "Is it on now?", false: "Wi-Fi is switched off. Switch it on?"}[bySwitch]), true)
 		switch {
 		case err != nil:
 			return err
@@ -115,7 +116,7 @@ func (p *person) network(all []wifi.Network) (chosen *wifi.Network, err error) {
 	}
 	p.Terminal.Say(b.String())
 	const hidden, again = "h", "r"
-	line, err := p.Put(&questions.Question{Text: "Number of a network, h for a hidden one, r to look again, or later", ByEnter: questions.Later, Choices: choices, Take: func(line string) (string, error) {
+	line, err := p.Put(&questions.Question{Text: words.Fixed("Number of a network, h for a hidden one, r to look again, or later"), ByEnter: questions.Later, Choices: choices, Take: func(line string) (string, error) {
 		i, err := strconv.Atoi(line)
 		switch {
 		case line == hidden || line == again || line == questions.Later:
@@ -144,14 +145,14 @@ func (p *person) network(all []wifi.Network) (chosen *wifi.Network, err error) {
 
 // hidden asks for the name of a network that sends none.
 func (p *person) hidden() (*wifi.Network, error) {
-	name, err := p.Put(&questions.Question{Text: "Its name", Take: func(line string) (string, error) {
+	name, err := p.Put(&questions.Question{Text: words.Fixed("Its name"), Take: func(line string) (string, error) {
 		_, err := wifi.NewHidden(line, true)
 		return line, err
 	}})
 	if err != nil {
 		return nil, err
 	}
-	password, err := p.Yes("Has it a password?", true)
+	password, err := p.Yes(words.Fixed("Has it a password?"), true)
 	if err != nil {
 		return nil, err
 	}
