@@ -219,7 +219,7 @@ func installBeside(t *testing.T, path string, lets bool) {
 	if lets {
 		says = "Windows on " + path + " goes on starting"
 	}
-	if !slices.ContainsFunc(p.Findings, func(f install.Finding) bool { return strings.Contains(f.Text, says) }) {
+	if !slices.ContainsFunc(p.Findings, func(f install.Finding) bool { return strings.Contains(f.Text.String(), says) }) {
 		t.Errorf("nothing is said of Windows: %+v", p.Findings)
 	}
 	device, err := install.Running().Open(p.Disk)

@@ -53,7 +53,7 @@ func (d *liveGuest) installAgain(serial string) {
 	}
 	d.becomes(half)
 	disk := d.disk(serial)
-	if text := strings.Join(disk.Contents, ", "); strings.Contains(text, "partition") {
+	if text := disk.Contents.String(); strings.Contains(text, "partition") {
 		d.t.Errorf("%s holds %q; want it as the power cut left it", disk.Path, text)
 	}
 	d.install(disk, d.fromServer())

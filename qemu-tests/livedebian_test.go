@@ -255,7 +255,7 @@ func (d *liveGuest) fromServer() string { return "--key " + filesPlace + "/publi
 func (d *liveGuest) installFromServer(serial string) {
 	d.t.Helper()
 	disk := d.disk(serial)
-	if text := strings.Join(disk.Contents, ", "); !strings.Contains(text, "foreign") {
+	if text := disk.Contents.String(); !strings.Contains(text, "foreign") {
 		d.t.Errorf("%s holds %q; want the foreign system", disk.Path, text)
 	}
 	d.install(disk, d.fromServer())
