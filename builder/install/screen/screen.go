@@ -350,7 +350,8 @@ type meter struct {
 
 func newMeter(l words.Language) *meter { return &meter{Language: l} }
 
-const barWidth = 50
+// barWidth leaves the numbers behind the bar room in 80 columns.
+const barWidth = 30
 
 func (m *meter) at(now time.Time, what string, done, total int64) (lines string, changed bool) {
 	if what != m.what {
