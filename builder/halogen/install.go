@@ -46,6 +46,9 @@ can be left for the first start (Tab on the full screen, . at a line). The answe
 to the EFI system partition, a password as a yescrypt hash, and the first start takes
 them; a wireless network is asked for there. --setup brings the answers in a file.
 
+It asks in the language that LANG names, where it has that: English or German. A
+stick asks for the language and the keyboard first. What programs read is English.
+
 --free-space installs into the largest free space of a disk that has other
 systems: its partitions stay as they are, and the new system gets an EFI system
 partition of its own. An installation that was interrupted leaves the disk as it

@@ -46,7 +46,7 @@ func (u *ui) chooseLanguage() {
 		}
 		u.chooseKeyboard(u.chooseLanguage)
 	}
-	// Whoever does not read the language of the page reads its lines.
+	// Somebody who does not read the language of the page reads its lines.
 	list := u.list(lines, now, take, u.app.Stop, func(int) {}).ShowSecondaryText(false)
 	u.show("language", u.frame(languageTitle(all), u.Text(words.InFirstKeys), list), list)
 }
