@@ -7,7 +7,10 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/gpt"
+	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/nextboot"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/machinetest"
 )
 
@@ -21,6 +24,9 @@ func TestInstallerStick(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			m := machinetest.New(t, nil)
 			m.ProgramEnds = c.ends
+			for variable, chosen := range map[string]string{words.Variable: "language 1 de", keyboard.Variable: "keymap 1 fr"} {
+				m.Vars[variable] = machinetest.EFIVariable{Attributes: nextboot.Attributes, Data: []byte(chosen)}
+			}
 			table, _, err := m.Table()
 			if err != nil {
 				t.Fatal(err)
@@ -38,6 +44,9 @@ func TestInstallerStick(t *testing.T) {
 			}
 			if len(m.Program) != 2 || !strings.HasSuffix(m.Program[0], "/run/installer/halogen") || m.Program[1] != "install" {
 				t.Errorf("ran %q", m.Program)
+			}
+			if want := []string{"LANG=de.UTF-8", "HALOGEN_KEYMAP=fr"}; !slices.Equal(m.Environment, want) {
+				t.Errorf("the installer is told %q, want %q", m.Environment, want)
 			}
 			after, _, err := m.Table()
 			if err != nil || !slices.Equal(after.Partitions, stick.Partitions) {
