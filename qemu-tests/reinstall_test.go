@@ -77,7 +77,7 @@ func (g *Guest) reinstall() {
 	g.sees("has a HalogenOS on it")
 	g.send("\r") // keep
 	g.sees("but its root partition will be lost")
-	g.sees("the disk's name to install:")
+	g.sees("the disk's name, vda, to install:")
 	g.send("vda\r")
 }
 

@@ -125,7 +125,7 @@ const (
 	InAskOthers       = "There is another system (%s), which this machine's own keys keep from starting with Secure Boot on.\nShall it go on starting, where Microsoft has signed what it starts with?\n%s\n%s\nType yes or no: "
 	InKeepOrErase     = "%s has the root partition of a HalogenOS (%d MiB). Keep it, or erase it? Its recovery key\nis asked for at the next start if it is kept. Type keep or erase: "
 	InRateLeft        = ", %s left"
-	InKeyboardHere    = "The keys of this keyboard type that from now on, here. Up and down choose, without typing."
+	InKeyboardHere    = "From then on the keys type here what the chosen keyboard has printed on them."
 	InKeyboardRefused = "The kernel does not take this keyboard: %v. The one before stays."
 )
 

@@ -6,6 +6,7 @@ package words
 const (
 	InLanguageTitle  = "Language of the installer"
 	InKeyboardTitle  = "Keyboard, as it is printed on the keys"
+	InLanguageAlso   = "The questions about the new system begin with it, too."
 	InFirstKeys      = "Up, Down: choose   Enter: take it   Esc: leave"
 	InChooseKeys     = "Up, Down: choose   Enter: take it   Esc: back"
 	InWhichDisk      = "Install %s: which disk?"
@@ -35,7 +36,7 @@ const (
 	InYesMeans       = "Windows starts, and what else Microsoft has signed"
 	InRefusedTitle   = "This disk cannot be installed to"
 	InBackKeys       = "Enter: back to the disks"
-	InTypeDisk       = "Type the disk's name to install: "
+	InTypeDisk       = "Type the disk's name, %s, to install: "
 	InTypeAgain      = "That was not %s. Type its name: "
 	InInstallTitle   = "Install %s"
 	InInstallKeys    = "Enter: install   Esc: back to the disks"

@@ -48,17 +48,19 @@ func (u *ui) chooseLanguage() {
 	}
 	// Somebody who does not read the language of the page reads its lines.
 	list := u.list(lines, now, take, u.app.Stop, func(int) {}).ShowSecondaryText(false)
-	u.show("language", u.frame(languageTitle(all), u.Text(words.InFirstKeys), list), list)
+	also := text("%s", inAll(all, words.InLanguageAlso, "\n"))
+	page := tview.NewFlex().SetDirection(tview.FlexRow).AddItem(list, len(lines)+1, 0, true).AddItem(also, 0, 1, false)
+	u.show("language", u.frame(inAll(all, words.InLanguageTitle, " / "), u.Text(words.InFirstKeys), page), list)
 }
 
-// languageTitle is the page's title in all languages.
-func languageTitle(all []words.Language) string {
-	var titles []string
+// inAll is a text in all languages.
+func inAll(all []words.Language, text, between string) string {
+	var said []string
 	for _, l := range all {
-		titles = append(titles, l.Text(words.InLanguageTitle))
+		said = append(said, l.Text(text))
 	}
-	slices.Sort(titles)
-	return strings.Join(slices.Compact(titles), " / ")
+	slices.Sort(said)
+	return strings.Join(slices.Compact(said), between)
 }
 
 // chooseKeyboard lists the keymaps, and has the keys type what is taken.

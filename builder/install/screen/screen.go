@@ -282,7 +282,7 @@ func (u *ui) check(d install.Disk, choice install.Choice) {
 		return
 	}
 	fmt.Fprintf(&lines, "%s\n", u.Line(p.Loss()))
-	input := tview.NewInputField().SetLabel(u.Text(words.InTypeDisk)).SetFieldWidth(30).
+	input := tview.NewInputField().SetLabel(tview.Escape(u.Say(words.InTypeDisk, path.Base(d.Path)))).SetFieldWidth(30).
 		SetFieldTextColor(tcell.ColorDefault).SetFieldBackgroundColor(tcell.ColorDefault)
 	input.SetDoneFunc(func(key tcell.Key) {
 		switch typed := strings.TrimSpace(input.GetText()); {
