@@ -5,7 +5,12 @@
 // It refuses to know what was typed: it says which key of a keyboard was meant.
 package pad
 
-import "strings"
+import (
+	"strings"
+	"unicode/utf8"
+
+	"halogenos.internal/boot/words"
+)
 
 // A Move is what somebody asks of the pad.
 type Move uint8
@@ -37,7 +42,7 @@ const columns = 8
 var forKey = [][]cell{
 	letters("cbdefghi"),
 	letters("jklnrtuv"),
-	{{"erase", 0x7f}, {"clear", 0x15}, {"hide/show", '\t'}, {"done", '\r'}},
+	{{words.PadErase, 0x7f}, {words.PadClear, 0x15}, {words.PadShow, '\t'}, {words.PadDone, '\r'}},
 }
 
 // forLine is the pad for any other answer.
@@ -47,7 +52,7 @@ var forLine = [][]cell{
 	letters("qrstuvwx"),
 	letters("yz012345"),
 	letters("6789-._ "),
-	{{"erase", 0x7f}, {"clear", 0x15}, {"hide/show", '\t'}, {"done", '\r'}},
+	{{words.PadErase, 0x7f}, {words.PadClear, 0x15}, {words.PadShow, '\t'}, {words.PadDone, '\r'}},
 }
 
 // letters are cells that bear what they type.
@@ -55,7 +60,7 @@ func letters(of string) (row []cell) {
 	for _, c := range []byte(of) {
 		label := string(c)
 		if c == ' ' {
-			label = "space"
+			label = words.PadSpace
 		}
 		row = append(row, cell{label, c})
 	}
@@ -164,24 +169,18 @@ const (
 	cellWidth = 8
 )
 
-// help is said below the pad.
-const help = "Arrow or volume keys move, Enter or power chooses; or touch it."
-
-// helpLine is said below one that arrow keys do not move.
-const helpLine = "Volume keys move, power chooses; or touch it."
-
 // Lines is how many lines the pad takes on a screen of so many.
 func (p *Pad) Lines(screen int) int { return len(p.rows())*height(screen) + 1 }
 
 // Draw draws the pad for a screen of so many lines, a line each. The cell that Choose takes is
-// marked, in reverse and by an arrow.
-func (p *Pad) Draw(screen int) (lines []string) {
+// marked, in reverse and by an arrow. What its cells bear is in the language.
+func (p *Pad) Draw(l words.Language, screen int) (lines []string) {
 	for row, cells := range p.rows() {
 		for at := range height(screen) {
 			var b strings.Builder
 			for number, c := range cells {
 				marked := row == p.row && number == p.number
-				text := draw(c.label, wide(cells)*cellWidth-1, at, height(screen), marked)
+				text := draw(l.Text(c.label), wide(cells)*cellWidth-1, at, height(screen), marked)
 				if marked && strings.TrimSpace(text) != "" {
 					text = "\033[7m" + text + "\033[0m"
 				}
@@ -191,9 +190,9 @@ func (p *Pad) Draw(screen int) (lines []string) {
 		}
 	}
 	if p.line {
-		return append(lines, helpLine)
+		return append(lines, l.Text(words.PadHelpLine))
 	}
-	return append(lines, help)
+	return append(lines, l.Text(words.PadHelp))
 }
 
 // height is how many lines a cell takes on a screen of so many.
@@ -218,6 +217,7 @@ func draw(label string, width, line, high int, marked bool) string {
 	if marked {
 		left, right = ">", "<"
 	}
-	before := (width - 2 - len(label)) / 2
-	return left + strings.Repeat(" ", before) + label + strings.Repeat(" ", width-2-len(label)-before) + right
+	empty := width - 2 - utf8.RuneCountInString(label)
+	before := empty / 2
+	return left + strings.Repeat(" ", before) + label + strings.Repeat(" ", empty-before) + right
 }

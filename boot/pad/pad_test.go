@@ -6,9 +6,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/pad"
+	"halogenos.internal/boot/words"
 )
 
 // walk types a text by two buttons and the power key: one goes through the cells until the next
@@ -124,7 +126,7 @@ func TestDraw(t *testing.T) {
 		p := tt.pad
 		p.Show()
 		for range tt.rows * 8 {
-			lines := p.Draw(tt.screen)
+			lines := p.Draw(words.English, tt.screen)
 			if len(lines) != tt.lines || p.Lines(tt.screen) != tt.lines {
 				t.Errorf("%d lines on a screen of %d, want %d", len(lines), tt.screen, tt.lines)
 			}
@@ -239,7 +241,7 @@ func FuzzDecode(f *testing.F) {
 				t.Errorf("%v types %q", m, key)
 			}
 		}
-		p.Draw(25)
+		p.Draw(words.English, 25)
 	})
 }
 
@@ -252,4 +254,32 @@ func FuzzParseCodes(f *testing.F) {
 			t.Errorf("%q is no set of codes, and has some", text)
 		}
 	})
+}
+
+// What the cells bear fits into them in each language, and so does what is said below, with the
+// margin that a console leaves.
+func TestLabels(t *testing.T) {
+	t.Parallel()
+	for _, code := range words.Codes() {
+		l, err := words.Find(code)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, label := range []string{words.PadErase, words.PadClear, words.PadShow, words.PadDone} {
+			if n := utf8.RuneCountInString(l.Text(label)); n > pad.Width/4-3 {
+				t.Errorf("%s: %q has %d columns", code, l.Text(label), n)
+			}
+		}
+		if n := utf8.RuneCountInString(l.Text(words.PadSpace)); n > pad.Width/8-3 {
+			t.Errorf("%s: %q has %d columns", code, l.Text(words.PadSpace), n)
+		}
+		line := pad.ForLine()
+		for _, p := range []*pad.Pad{{}, &line} {
+			for _, drawn := range p.Draw(l, pad.Roomy) {
+				if n := utf8.RuneCountInString(drawn) - strings.Count(drawn, "\033[7m")*len("\033[7m\033[0m"); n > 77 {
+					t.Errorf("%s: %d columns: %s", code, n, drawn)
+				}
+			}
+		}
+	}
 }

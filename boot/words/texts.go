@@ -26,6 +26,17 @@ const (
 	WrongPassphrase = "wrong passphrase"
 )
 
+// The pad of letters, for a machine without keys.
+const (
+	PadErase    = "erase"
+	PadClear    = "clear"
+	PadShow     = "hide/show"
+	PadDone     = "done"
+	PadSpace    = "space"
+	PadHelp     = "Arrow or volume keys move, Enter or power chooses; or touch it."
+	PadHelpLine = "Volume keys move, power chooses; or touch it." // where arrow keys do not move it
+)
+
 // The keyboard.
 const (
 	// Keymap is said of a keyboard that somebody has named, and before a PIN of every one, since

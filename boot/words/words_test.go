@@ -92,7 +92,7 @@ func languages(t *testing.T) map[Language]map[string]string {
 var (
 	verb = regexp.MustCompile(`%[-+# 0-9.]*(\[[0-9]+\])?[a-zA-Z%]`)
 	// fact is what is the same in each language: numbers, commands, paths, names.
-	fact = regexp.MustCompile("`[^`]+`|\\b(PCR|TPM|PIN|PINs|dbx?|Secure Boot|Setup Mode|PolicyCommandCode|PTT|fTPM|root|Microsoft|Windows|US|Enter|Tab)\\b|/[a-z]+|\\b[0-9]+\\b")
+	fact = regexp.MustCompile("`[^`]+`|\\b(PCR|TPM|PIN|PINs|dbx?|Secure Boot|Setup Mode|PolicyCommandCode|PTT|fTPM|root|Microsoft|Windows|US|Enter|Tab)\\b|\\B/[a-z]+|\\b[0-9]+\\b")
 	// yes is where a text names the key for it.
 	yes = regexp.MustCompile(`\b(but|Type) y\b`)
 )

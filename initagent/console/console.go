@@ -120,7 +120,7 @@ func (c *Console) Ask(prompt string, hidden bool, timeout time.Duration) ([]byte
 		fds[i] = unix.PollFd{Fd: int32(t.Fd()), Events: unix.POLLIN}
 		restore := mode(t.Fd(), func(now *unix.Termios) { lines(now, hidden) })
 		defer restore()
-		editors[i] = newLineEditor(t, hidden)
+		editors[i] = newLineEditor(t, c.language, hidden)
 		boards[i] = &editors[i].board
 		defer luks2.Wipe(editors[i].text[:maxLine])
 	}

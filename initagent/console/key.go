@@ -293,7 +293,7 @@ func (e *keyEditor) below() (drawn string, rows int) {
 	case e.pad.Shown():
 		e.padded = true
 		e.shown = true // by where the pad stands
-		lines := e.pad.Draw(e.lines)
+		lines := e.pad.Draw(e.language, e.lines)
 		for _, line := range lines {
 			drawn += "\r\n" + margin + line + "\033[K"
 		}

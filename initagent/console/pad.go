@@ -9,6 +9,7 @@ import (
 
 	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/pad"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -129,8 +130,8 @@ type lineEditor struct {
 
 // newLineEditor returns the editor of a terminal. Its pad is shown unasked where that takes nothing
 // of a page off the screen, such as the upper part of a QR code.
-func newLineEditor(t *hw.Terminal, hidden bool) lineEditor {
-	e := lineEditor{keyEditor: keyEditor{text: make([]byte, 0, maxLine), hidden: hidden, board: newBoard(t)}}
+func newLineEditor(t *hw.Terminal, l words.Language, hidden bool) lineEditor {
+	e := lineEditor{keyEditor: keyEditor{text: make([]byte, 0, maxLine), hidden: hidden, board: newBoard(t), language: l}}
 	e.pad = pad.ForLine()
 	e.unasked = leastLines + e.rows()
 	return e
@@ -151,7 +152,7 @@ func (e *lineEditor) draw() string {
 		b.WriteString(strings.Repeat("\033D", e.rows()) + fmt.Sprintf("\033[%dA", e.rows()))
 	}
 	b.WriteString("\0337\r\n" + margin + e.shows() + "\033[K")
-	for _, line := range e.pad.Draw(e.lines) {
+	for _, line := range e.pad.Draw(e.language, e.lines) {
 		b.WriteString("\r\n" + margin + line + "\033[K")
 	}
 	return b.String() + "\0338"

@@ -14,6 +14,7 @@ import (
 
 	"halogenos.internal/boot/keyboard"
 	"halogenos.internal/boot/pad"
+	"halogenos.internal/boot/words"
 	"halogenos.internal/initagent/hw"
 )
 
@@ -48,7 +49,7 @@ func TestKeyEditorPad(t *testing.T) {
 			}
 			rows := 2
 			if tt.shown {
-				rows += len(e.pad.Draw(tt.lines))
+				rows += len(e.pad.Draw(words.English, tt.lines))
 			}
 			if d.y != 0 || d.x != len(margin)+len(tt.line) || len(d.rows) != rows {
 				t.Errorf("%d rows, want %d; the cursor is at %d, %d", len(d.rows), rows, d.x, d.y)
