@@ -58,7 +58,7 @@ func TestInstallerStick(t *testing.T) {
 			g.sees("which disk?")
 			g.plugsDisk(tt.o, tt.disk)
 			g.send("\r")
-			g.sees("the disk's name, "+tt.disk+", to install:")
+			g.sees("the disk's name, " + tt.disk + ", to install:")
 			g.send("sda\r") // the stick's own
 			g.sees("That was not " + tt.disk)
 			g.send(tt.disk + "\r")
