@@ -107,13 +107,15 @@ func IsInstaller(t *gpt.Table) bool {
 	return err == nil && len(t.Partitions) == 2
 }
 
-// Partition types: UEFI 2.10 section 5.3.3 for the ESP, the Discoverable
+// Partition types: UEFI 2.10 section 5.3.3 for the ESP, this project's own for the second
+// extents of slots (no system mounts them or takes them for a root), the Discoverable
 // Partitions Specification (x86-64) for the rest.
 var (
 	TypeESP        = gpt.MustGUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 	TypeRoot       = gpt.MustGUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
 	TypeRootVerity = gpt.MustGUID("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5")
 	TypeData       = gpt.MustGUID("0fc63daf-8483-4772-8e79-3d69d8477de4") // Linux file system
+	TypeMore       = gpt.MustGUID("8e64a93c-f628-47d1-9ccb-fa039cd09079")
 	TypeLUKS       = gpt.MustGUID("ca7d7ccb-63ed-4c53-861c-1742536059cc")
 )
 

@@ -39,7 +39,8 @@ func wanted(slotSize int64) ([]want, error) {
 // made, with UUIDs from random, which name no content. It is given what an
 // installation leaves (the ESP and the first system partition) or anything
 // between that and a complete table. Partitions of other systems stay as they are;
-// beside them only free space that follows a partition of ours is used. An error wraps
+// beside them only free space that follows a partition of ours is used. A partition of a
+// slot counts with its second extent, if it has one (Extents). An error wraps
 // ErrForeign when it is not clear which partitions are ours, or when there is too little room.
 func NewPlan(t *gpt.Table, slotSize int64, random io.Reader) (*Plan, error) {
 	wants, err := wanted(slotSize)
@@ -76,8 +77,20 @@ func (p *Plan) provide(w want, random io.Reader) error {
 	case w.size == 0:
 		return nil // it has what there was
 	}
-	if _, size := p.Table.Bytes(have); size >= w.size {
+	// A first extent that suffices is enough, whatever a table that somebody has changed
+	// says of a second one.
+	_, size := p.Table.Bytes(have)
+	if size >= w.size {
 		return nil
+	}
+	joined, err := Size(p.Table, w.role)
+	switch {
+	case err != nil:
+		return err
+	case joined >= w.size:
+		return nil
+	case joined > size:
+		return fmt.Errorf("%w: the two partitions %s and %s have %d MiB together, and the slot size is %d MiB", ErrForeign, w.role, w.role.More(), joined>>20, w.size>>20)
 	}
 	return p.grow(have, w)
 }
@@ -89,8 +102,8 @@ func (p *Plan) grow(have gpt.Partition, w want) error {
 		return e.First == have.Last+1 && e.Last >= last
 	})
 	if !fits {
-		return fmt.Errorf("%w: partition %d (%s) has %d MiB, the slot size is %d MiB, and there is no free space behind it",
-			ErrForeign, have.Number, w.role, size>>20, w.size>>20)
+		return fmt.Errorf("%w: partition %d (%s) has %d MiB, the slot size is %d MiB, there is no free space behind it, and no partition %s adds to it",
+			ErrForeign, have.Number, w.role, size>>20, w.size>>20, w.role.More())
 	}
 	for i := range p.Table.Partitions {
 		if p.Table.Partitions[i].Number == have.Number {
@@ -181,7 +194,8 @@ func FindSlot(t *gpt.Table, system, tree gpt.GUID) (s Slot, treeNamed bool) {
 }
 
 // Rename returns a copy of the table in which the slot's two partitions carry
-// the given UUIDs. A partition that Find does not find stays as it is.
+// the given UUIDs: the first extents, which alone name the content. A partition that Find
+// does not find stays as it is.
 func Rename(t *gpt.Table, s Slot, system, tree gpt.GUID) *gpt.Table {
 	out := clone(t)
 	for role, uuid := range map[Role]gpt.GUID{s.System(): system, s.Verity(): tree} {

@@ -23,6 +23,12 @@ const (
 	// Installer is on an installer stick alone, beside an ESP: the release, and the
 	// program that installs it.
 	Installer
+	// MoreSystemA to MoreVerityB are the second extents of the slots' partitions, which
+	// growing makes (Grow). They name no content: the UUIDs of the first extents do.
+	MoreSystemA
+	MoreVerityA
+	MoreSystemB
+	MoreVerityB
 )
 
 // NoAuto is the attribute of a partition that no system mounts because of its type alone
@@ -46,13 +52,29 @@ var marks = map[Role]struct {
 	VerityB:   {SlotB.VerityLabel(), TypeRootVerity},
 	Root:      {RootLabel, TypeLUKS},
 	Installer: {InstallerLabel, TypeData},
+
+	MoreSystemA: {SlotA.SystemLabel() + moreSuffix, TypeMore},
+	MoreVerityA: {SlotA.VerityLabel() + moreSuffix, TypeMore},
+	MoreSystemB: {SlotB.SystemLabel() + moreSuffix, TypeMore},
+	MoreVerityB: {SlotB.VerityLabel() + moreSuffix, TypeMore},
 }
+
+// moreSuffix is what the label of a second extent has behind that of the first.
+const moreSuffix = "-2"
 
 // Label is the GPT label of the partition that has the role.
 func (r Role) Label() string { return marks[r].label }
 
 // Type is the GPT type of the partition that has the role.
 func (r Role) Type() gpt.GUID { return marks[r].kind }
+
+// More is the role of the second extent of a slot's partition; none for other roles.
+func (r Role) More() Role {
+	if r < SystemA || r > VerityB {
+		return 0
+	}
+	return r - SystemA + MoreSystemA
+}
 
 // String returns the label.
 func (r Role) String() string {
