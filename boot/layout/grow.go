@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 
+	"halogenos.internal/boot/block"
 	"halogenos.internal/boot/gpt"
 )
 
@@ -41,6 +42,65 @@ func Extents(t *gpt.Table, r Role) ([]gpt.Partition, error) {
 		return nil, err
 	}
 	return []gpt.Partition{first, second}, nil
+}
+
+// Opened is what of a role's extents is read and written: all, or the first alone where several
+// partitions look like the second. What fits the first then works whatever somebody puts
+// beside it, and what does not is refused (CheckRoom).
+func Opened(t *gpt.Table, r Role) ([]gpt.Partition, error) {
+	extents, err := Extents(t, r)
+	if err == nil {
+		return extents, nil
+	}
+	first, ferr := Find(t, r)
+	if ferr != nil {
+		return nil, err
+	}
+	return []gpt.Partition{first}, nil
+}
+
+// Content is what a role's extents on a disk hold, one behind the other (Opened).
+func Content(d block.Device, t *gpt.Table, r Role) (*block.Joined, error) {
+	extents, err := Opened(t, r)
+	if err != nil {
+		return nil, err
+	}
+	var parts []*block.Section
+	for _, p := range extents {
+		off, size := t.Bytes(p)
+		s, err := block.NewSection(d, off, size)
+		if err != nil {
+			return nil, fmt.Errorf("partition %d (%s): %w", p.Number, p.Label, err)
+		}
+		parts = append(parts, s)
+	}
+	return block.Join(parts...), nil
+}
+
+// CheckRoom returns an error unless a slot's partitions have room for a system image and a
+// verity tree of so many bytes. It names the second extent where there is none: a slot whose
+// system lies in both had one.
+func CheckRoom(t *gpt.Table, s Slot, image, tree int64) error {
+	for _, w := range []want{{s.System(), image}, {s.Verity(), tree}} {
+		first, err := Find(t, w.role)
+		if err != nil {
+			return err
+		}
+		_, have := t.Bytes(first)
+		if have >= w.size {
+			continue
+		}
+		size, err := Size(t, w.role)
+		switch {
+		case err != nil:
+			return fmt.Errorf("the partition %s has %d bytes, the release needs %d: %w", w.role, have, w.size, err)
+		case size == have:
+			return fmt.Errorf("the partition %s has %d bytes, the release needs %d, and the disk has no partition %s that adds to it", w.role, size, w.size, w.role.More())
+		case size < w.size:
+			return fmt.Errorf("the partitions %s and %s have %d bytes together, the release needs %d", w.role, w.role.More(), size, w.size)
+		}
+	}
+	return nil
 }
 
 // Size is the bytes of a role's extents together. The errors are those of Extents.

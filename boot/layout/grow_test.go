@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"halogenos.internal/boot/blocktest"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/testkit"
 )
@@ -297,5 +298,74 @@ func TestGrownTableAgainstSgdisk(t *testing.T) {
 	}
 	if read, _, err := gpt.Read(f, 8*gib/512, 512); err != nil || !complete(read, gib+gib/2) {
 		t.Errorf("%+v, %v", read, err)
+	}
+}
+
+// What is opened of a slot, and what fits it: a strange second extent takes nothing away
+// from the first.
+func TestOpenedAndRoom(t *testing.T) {
+	small, _ := VeritySize(gib)
+	large, _ := VeritySize(2 * gib)
+	for name, c := range map[string]struct {
+		table   *gpt.Table
+		extents int
+		want    string // of the error, for what needs both extents
+	}{
+		"grown":        {grown(t, 16*gib, gib, 2*gib), 2, ""},
+		"two alike":    {withTwo(t), 1, "the partition system-a has 1073741824 bytes, the release needs 2147483648: this disk is not laid out for this system: two of its partitions look alike"},
+		"one vanished": {without(t, MoreSystemA), 1, "and the disk has no partition system-a-2 that adds to it"},
+		"tree":         {without(t, MoreVerityA), 2, "and the disk has no partition verity-a-2 that adds to it"},
+		"not grown":    {machine(t, 8*gib, 512, gib), 1, "no partition system-a-2"},
+	} {
+		if e, err := Opened(c.table, SystemA); err != nil || len(e) != c.extents || !SystemA.is(e[0]) {
+			t.Errorf("%s: %+v, %v", name, e, err)
+		}
+		if err := CheckRoom(c.table, SlotA, gib, small); err != nil {
+			t.Errorf("%s: what fits the first extents: %v", name, err)
+		}
+		if err := CheckRoom(c.table, SlotA, 2*gib, large); c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v; want %q", name, err, c.want)
+		}
+		if err := CheckRoom(c.table, SlotA, 2*gib+Align, large); err == nil {
+			t.Errorf("%s: too large an image fits", name)
+		}
+	}
+	none := without(t, SystemA)
+	if _, err := Opened(none, SystemA); !errors.Is(err, ErrMissing) {
+		t.Errorf("without the first: %v", err)
+	}
+	if err := CheckRoom(none, SlotA, gib, small); !errors.Is(err, ErrMissing) {
+		t.Errorf("without the first: %v", err)
+	}
+	// A reinstallation that keeps what lies behind the root partition makes the first of that size.
+	plan, err := NewPlan(without(t, SystemB), 2*gib, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size, err := Size(plan.Table, SystemB); err != nil || size != 2*gib {
+		t.Errorf("%d bytes, %v; %q", size, err, plan.Changes)
+	}
+}
+
+// Content is both extents' bytes in their order.
+func TestContent(t *testing.T) {
+	table := grown(t, 8*gib, gib, gib+gib/2)
+	disk := blocktest.New(8*gib, blocktest.Zero)
+	c, err := Content(disk, table, SystemB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.WriteAt([]byte("halogen!"), gib-4); err != nil || c.Size() != gib+gib/2 {
+		t.Errorf("%d bytes, %v", c.Size(), err)
+	}
+	for r, at := range map[Role]int64{SystemB: gib - 4, MoreSystemB: 0} {
+		off, _ := table.Bytes(mustFind(t, table, r))
+		b := make([]byte, 4)
+		if _, err := disk.ReadAt(b, off+at); err != nil || !strings.Contains("halogen!", string(b)) {
+			t.Errorf("%s has %q, %v", r, b, err)
+		}
+	}
+	if _, err := Content(disk, without(t, SystemB), SystemB); !errors.Is(err, ErrMissing) {
+		t.Errorf("without the first: %v", err)
 	}
 }

@@ -71,6 +71,11 @@ func (p *Plan) provide(w want, random io.Reader) error {
 	have, err := Find(p.Table, w.role)
 	switch {
 	case errors.Is(err, ErrMissing):
+		// An installation that keeps the root partition has kept what lies behind that, too.
+		if second, err := Find(p.Table, w.role.More()); err == nil {
+			_, size := p.Table.Bytes(second)
+			w.size = max(AlignUp(w.size-size), Align)
+		}
 		return p.add(w, random)
 	case err != nil:
 		return err
