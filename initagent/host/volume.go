@@ -139,23 +139,17 @@ func (h *Host) elsewhere(err error) bool {
 
 // OpenVerity opens and mounts the system image.
 func (h *Host) OpenVerity(ctx context.Context) error {
-	s := h.State.Booted
-	data, err := h.Disks.PartitionPath(h.Disk, s.System())
-	if err != nil {
-		return err
-	}
-	hash, err := h.Disks.PartitionPath(h.Disk, s.Verity())
+	open, err := hw.Verity{
+		Name: "system", Params: h.Contract.VerityParams(), Root: h.Contract.Root(),
+		RestartOnCorruption: h.State.Trial,
+	}.InSlot(h.Disks, h.Disk, h.Table, h.State.Booted)
 	if err != nil {
 		return err
 	}
 	if err := h.Kernel.Load("dm_verity", "erofs"); err != nil {
 		return err
 	}
-	device, err := h.Mapper.OpenVerity(hw.Verity{
-		Name: "system", DataDevice: data, HashDevice: hash,
-		Params: h.Contract.VerityParams(), Root: h.Contract.Root(),
-		RestartOnCorruption: h.State.Trial,
-	})
+	device, err := h.Mapper.OpenVerity(open)
 	if err != nil {
 		return errors.Join(err, h.diagnose(ctx))
 	}

@@ -22,8 +22,22 @@ import (
 // sectorUnit is what sysfs counts sizes in, whatever a disk's sectors are.
 const sectorUnit = 512
 
-// LinuxDisks finds disks in sysfs and opens them in /dev.
-type LinuxDisks struct{ Sys, Dev string }
+// LinuxDisks finds disks in sysfs and opens them in /dev. NewLinuxDisks makes one.
+type LinuxDisks struct {
+	Sys, Dev string
+	load     func(modules ...string) error // nil where what is needed is there
+	mapper   deviceMapper
+}
+
+// NewLinuxDisks are the disks of the machine that this runs on. kernel loads what the kernel
+// needs to join the partitions of a slot that has grown; nil where that is there already.
+func NewLinuxDisks(kernel Kernel) LinuxDisks {
+	l := LinuxDisks{Sys: "/sys", Dev: "/dev", mapper: kernelsMapper()}
+	if kernel != nil {
+		l.load = kernel.Load
+	}
+	return l
+}
 
 // List implements Disks. What is not a whole disk, and disks without a medium, are
 // left out.
@@ -167,25 +181,54 @@ func (l LinuxDisks) PartitionPath(d Disk, r layout.Role) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", d.Name, err)
 	}
-	find := layout.Find
 	if r == layout.ESP {
-		find = func(t *gpt.Table, _ layout.Role) (gpt.Partition, error) { return layout.FindESP(t, d.ESP) }
+		p, err := layout.FindESP(table, d.ESP)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", d.Name, err)
+		}
+		return l.nodeOf(d, p)
 	}
-	p, err := find(table, r)
+	return l.rolePath(d, table, r)
+}
+
+// rolePath is the device node of the partition that the table gives a role, or of the device
+// that joins its two extents (layout.Opened). A second extent that the kernel does not know
+// is left out, too.
+func (l LinuxDisks) rolePath(d Disk, t *gpt.Table, r layout.Role) (string, error) {
+	parts, err := layout.Opened(t, r)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", d.Name, err)
 	}
-	return l.node(d, p)
+	var extents []extent
+	for i, p := range parts {
+		e, err := l.extent(d, p)
+		if i > 0 && errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if err != nil {
+			return "", err
+		}
+		extents = append(extents, e)
+	}
+	if len(extents) == 1 {
+		return extents[0].node, nil
+	}
+	return l.joined(r, extents)
 }
 
-// node is the device node of a partition, by its number. The kernel spells partitions of
+func (l LinuxDisks) nodeOf(d Disk, p gpt.Partition) (string, error) {
+	e, err := l.extent(d, p)
+	return e.node, err
+}
+
+// extent is a partition as the kernel has it, by its number. The kernel spells partitions of
 // vda vda2 and of nvme0n1 nvme0n1p2; sysfs says which. Its place must be the table's: a
 // kernel that has not read a new table yet would open another partition.
-func (l LinuxDisks) node(d Disk, p gpt.Partition) (string, error) {
+func (l LinuxDisks) extent(d Disk, p gpt.Partition) (extent, error) {
 	directory := filepath.Join(l.Sys, "block", d.Name)
 	entries, err := os.ReadDir(directory)
 	if err != nil {
-		return "", fmt.Errorf("list partitions of %s: %w", d.Name, err)
+		return extent{}, fmt.Errorf("list partitions of %s: %w", d.Name, err)
 	}
 	for _, e := range entries {
 		if !strings.HasPrefix(e.Name(), d.Name) {
@@ -193,12 +236,12 @@ func (l LinuxDisks) node(d Disk, p gpt.Partition) (string, error) {
 		}
 		if n, err := l.number(d.Name, filepath.Join(e.Name(), "partition")); err == nil && n == uint64(p.Number) {
 			if err := l.samePlace(d, e.Name(), p); err != nil {
-				return "", err
+				return extent{}, err
 			}
-			return filepath.Join(l.Dev, e.Name()), nil
+			return extent{filepath.Join(l.Dev, e.Name()), l.text(d.Name, filepath.Join(e.Name(), "dev")), int64(p.Sectors()) * int64(d.SectorSize)}, nil
 		}
 	}
-	return "", fmt.Errorf("the kernel does not know partition %d (%s) of %s: %w", p.Number, p.Label, d.Name, fs.ErrNotExist)
+	return extent{}, fmt.Errorf("the kernel does not know partition %d (%s) of %s: %w", p.Number, p.Label, d.Name, fs.ErrNotExist)
 }
 
 // samePlace refuses a partition of the kernel's that lies elsewhere than in the table, or has
@@ -226,6 +269,7 @@ func (l LinuxDisks) samePlace(d Disk, name string, p gpt.Partition) error {
 // Reread implements Disks. The kernel refuses while a partition is in use;
 // something that has just been closed may be for a moment longer.
 func (l LinuxDisks) Reread(d Disk) error {
+	l.part()
 	f, err := os.OpenFile(filepath.Join(l.Dev, d.Name), os.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ package hw
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"slices"
@@ -117,9 +118,10 @@ type Disks interface {
 	// Open opens a whole disk, for its partition table alone: the kernel keeps
 	// separate caches for a disk and its partitions.
 	Open(d Disk, write bool) (File, error)
-	// OpenPartition opens the partition that has a role in the disk's table (layout.Find).
+	// OpenPartition opens the partition that has a role in the disk's table: of a slot that
+	// has grown, the device that joins its two extents (layout.Extents).
 	OpenPartition(d Disk, r layout.Role, write bool) (File, error)
-	// PartitionPath is the partition's device node.
+	// PartitionPath is the device node of what OpenPartition opens.
 	PartitionPath(d Disk, r layout.Role) (string, error)
 	// Reread makes the kernel read a disk's partition table again.
 	Reread(d Disk) error
@@ -167,6 +169,23 @@ type Verity struct {
 	// RestartOnCorruption makes the kernel restart the machine when a block is
 	// corrupt, instead of returning an I/O error.
 	RestartOnCorruption bool
+}
+
+// InSlot returns v for a slot of the disk, whose table is t, with the two devices that it is
+// read from. A slot that is too small for it is an error: the kernel's would say nothing.
+func (v Verity) InSlot(disks Disks, d Disk, t *gpt.Table, s layout.Slot) (Verity, error) {
+	tree, err := verity.TreeSize(v.Params.DataBlocks)
+	if err != nil {
+		return v, err
+	}
+	if err := layout.CheckRoom(t, s, int64(v.Params.DataBlocks)*verity.BlockSize, tree); err != nil {
+		return v, fmt.Errorf("slot %s of %s: %w", s, d.Name, err)
+	}
+	if v.DataDevice, err = disks.PartitionPath(d, s.System()); err != nil {
+		return v, err
+	}
+	v.HashDevice, err = disks.PartitionPath(d, s.Verity())
+	return v, err
 }
 
 // Crypt is what a dm-crypt device is made from.

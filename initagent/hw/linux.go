@@ -14,7 +14,7 @@ const EFIVars = "/sys/firmware/efi/efivars"
 // needed, and the ESP is only read then. While the ESP is written to it is mounted at esp,
 // and the root partition's file system is mounted at state.
 func Linux(kernel Kernel, esp, state string) Machine {
-	mounts, disks := LinuxMounts{}, LinuxDisks{Sys: "/sys", Dev: "/dev"}
+	mounts, disks := LinuxMounts{}, NewLinuxDisks(kernel)
 	return Machine{
 		Disks: disks, Firmware: LinuxFirmware{EFIVars: EFIVars}, Kernel: kernel, Mapper: LinuxMapper{Dev: "/dev"}, Mounts: mounts,
 		ESP:   LinuxESP{Disks: disks, Kernel: kernel, Mounts: mounts, Directory: esp},

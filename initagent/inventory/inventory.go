@@ -193,13 +193,12 @@ func (inv *Inventory) UUIDs(s layout.Slot) (system, tree gpt.GUID, err error) {
 	return a.UUID, b.UUID, nil
 }
 
-// SystemSize is the size of a slot's system partition, in bytes; 0 where the
-// table has none.
+// SystemSize is the bytes that a slot has for a system image, in both its extents; 0 where
+// the table has none.
 func (inv *Inventory) SystemSize(s layout.Slot) int64 {
-	p, err := layout.Find(inv.table, s.System())
+	size, err := layout.Size(inv.table, s.System())
 	if err != nil {
 		return 0
 	}
-	_, size := inv.table.Bytes(p)
 	return size
 }

@@ -130,18 +130,13 @@ func (m *Machine) Table() (*gpt.Table, gpt.Health, error) {
 	return gpt.Read(m.Disk, uint64(m.Disk.Now.Size()/SectorSize), SectorSize)
 }
 
-// Partition is one of the disk's, by its role.
-func (m *Machine) Partition(r layout.Role) (*block.Section, error) {
+// Partition is one of the disk's, by its role; a slot's with both its extents.
+func (m *Machine) Partition(r layout.Role) (*block.Joined, error) {
 	t, _, err := m.Table()
 	if err != nil {
 		return nil, err
 	}
-	p, err := layout.Find(t, r)
-	if err != nil {
-		return nil, err
-	}
-	at, size := t.Bytes(p)
-	return block.NewSection(m.Disk, at, size)
+	return layout.Content(m.Disk, t, r)
 }
 
 func (d Disks) PartitionPath(_ hw.Disk, r layout.Role) (string, error) {

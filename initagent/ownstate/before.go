@@ -110,17 +110,11 @@ func openBefore(h *host.Host, from upper.Source, last *before) (string, error) {
 }
 
 func mountBefore(h *host.Host, last *before) (string, error) {
-	data, err := h.Disks.PartitionPath(h.Disk, last.slot.System())
+	open, err := hw.Verity{Name: BeforeDevice, Params: last.contract.VerityParams(), Root: last.contract.Root()}.InSlot(h.Disks, h.Disk, h.Table, last.slot)
 	if err != nil {
 		return "", err
 	}
-	hash, err := h.Disks.PartitionPath(h.Disk, last.slot.Verity())
-	if err != nil {
-		return "", err
-	}
-	device, err := h.Mapper.OpenVerity(hw.Verity{
-		Name: BeforeDevice, DataDevice: data, HashDevice: hash, Params: last.contract.VerityParams(), Root: last.contract.Root(),
-	})
+	device, err := h.Mapper.OpenVerity(open)
 	if err != nil {
 		return "", errors.Join(err, dropBefore(h))
 	}

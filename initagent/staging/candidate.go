@@ -146,14 +146,8 @@ func (s *stager) checkSlot(c *candidate) error {
 	if err != nil {
 		return fetched.Refused(err)
 	}
-	for role, need := range map[layout.Role]int64{c.slot.System(): c.contract.ImageSize, c.slot.Verity(): tree} {
-		part, err := layout.Find(s.Table, role)
-		if err != nil {
-			return fetched.Refused(err)
-		}
-		if _, have := s.Table.Bytes(part); have < need {
-			return fetched.Refuse("the partition %s has %d bytes, the release needs %d", role, have, need)
-		}
+	if err := layout.CheckRoom(s.Table, c.slot, c.contract.ImageSize, tree); err != nil {
+		return fetched.Refused(err)
 	}
 	data, err := s.Disks.OpenPartition(s.Disk, c.slot.System(), false)
 	if err != nil {

@@ -62,18 +62,14 @@ func open(m hw.Machine, c *contract.Contract, directory string) error {
 	if !slot.Valid() || !named {
 		return errors.New("no slot holds it")
 	}
-	data, err := m.Disks.PartitionPath(d, slot.System())
-	if err != nil {
-		return err
-	}
-	hash, err := m.Disks.PartitionPath(d, slot.Verity())
+	v, err := hw.Verity{Name: device, Params: c.VerityParams(), Root: c.Root()}.InSlot(m.Disks, d, table, slot)
 	if err != nil {
 		return err
 	}
 	if err := m.Kernel.Load("dm_verity", "erofs"); err != nil {
 		return err
 	}
-	node, err := m.Mapper.OpenVerity(hw.Verity{Name: device, DataDevice: data, HashDevice: hash, Params: c.VerityParams(), Root: c.Root()})
+	node, err := m.Mapper.OpenVerity(v)
 	if err == nil {
 		err = m.Mounts.Mount(node, directory, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, "")
 	}

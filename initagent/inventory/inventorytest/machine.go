@@ -97,10 +97,7 @@ func (m *Machine) table() *gpt.Table {
 // Partition is a partition's content.
 func (m *Machine) Partition(r layout.Role) block.Device {
 	m.t.Helper()
-	p, err := layout.Find(m.table(), r)
-	m.must(err)
-	off, length := m.table().Bytes(p)
-	s, err := block.NewSection(m.disk, off, length)
+	s, err := layout.Content(m.disk, m.table(), r)
 	m.must(err)
 	return s
 }

@@ -157,13 +157,12 @@ func (u *update) setSelf() error {
 		return err
 	}
 	target := u.running.Slot.Other()
-	system, err := layout.Find(u.table, target.System())
-	tree, terr := layout.Find(u.table, target.Verity())
+	var terr error
+	u.self.SlotSize, err = layout.Size(u.table, target.System())
+	u.self.TreeSize, terr = layout.Size(u.table, target.Verity())
 	if err := errors.Join(err, terr); err != nil {
 		return fmt.Errorf("slot %s of %s: %w", target, u.disk.Name, err)
 	}
-	_, u.self.SlotSize = u.table.Bytes(system)
-	_, u.self.TreeSize = u.table.Bytes(tree)
 	return nil
 }
 
