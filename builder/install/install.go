@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -68,8 +69,25 @@ func RandomIDs(random io.Reader) (ids IDs, err error) {
 // sectorSize bytes: the ESP, and the first system partition. That has the size
 // of a slot where the disk has room for it, and else the size of the image. kept
 // is the root partition that stays where it is, or nil: before it the ESP leaves the
-// slots their room, down to the size that every installation has had.
+// slots their room, down to the size that every installation has had. What the slots had
+// behind it (Root.More) stays only if they have no room without: initagents from before
+// know nothing of it.
 func Table(e ESP, ids IDs, sectors uint64, sectorSize int, kept *Root) (*gpt.Table, error) {
+	if kept != nil && len(kept.More) > 0 {
+		alone := *kept
+		alone.More = nil
+		t, err := table(e, ids, sectors, sectorSize, &alone)
+		if err == nil {
+			_, err = layout.NewPlan(t, e.Release.SlotSize, rand.Reader) // its UUIDs go nowhere
+		}
+		if err == nil {
+			return t, nil
+		}
+	}
+	return table(e, ids, sectors, sectorSize, kept)
+}
+
+func table(e ESP, ids IDs, sectors uint64, sectorSize int, kept *Root) (*gpt.Table, error) {
 	if sectorSize != 512 && sectorSize != 4096 {
 		return nil, words.Errorf(words.InSectors, sectorSize)
 	}
@@ -83,7 +101,8 @@ func Table(e ESP, ids IDs, sectors uint64, sectorSize int, kept *Root) (*gpt.Tab
 		if err != nil {
 			return nil, err
 		}
-		free := int64(kept.Partition.First)*int64(sectorSize) - (least - layout.MinRoot - layout.Align)
+		all, _ := kept.behind(sectorSize)
+		free := int64(kept.Partition.First)*int64(sectorSize) - (least - all - layout.MinRoot - layout.Align)
 		esp = max(min(esp, free/layout.Align*layout.Align), layout.ESPSize)
 	}
 	start := layout.Align + esp
@@ -91,9 +110,13 @@ func Table(e ESP, ids IDs, sectors uint64, sectorSize int, kept *Root) (*gpt.Tab
 	if kept != nil {
 		room = int64(kept.Partition.First)*int64(sectorSize) - start
 	}
-	size := r.SlotSize
+	var behind int64
+	if kept != nil {
+		_, behind = kept.behind(sectorSize)
+	}
+	size := max(r.SlotSize-behind, layout.Align)
 	if size > room {
-		size = layout.AlignUp(r.ImageSize)
+		size = max(layout.AlignUp(r.ImageSize-behind), layout.Align)
 	}
 	if size > room {
 		return nil, words.Errorf(words.InBehindESP, ErrNoRoom, max(room, 0)>>20, r.ImageSize>>20)
@@ -101,7 +124,8 @@ func Table(e ESP, ids IDs, sectors uint64, sectorSize int, kept *Root) (*gpt.Tab
 	unit := uint64(sectorSize)
 	t := &gpt.Table{Disk: ids.Disk, SectorSize: sectorSize, Sectors: sectors}
 	if kept != nil {
-		t.Partitions = append(t.Partitions, kept.Partition)
+		t.Partitions = append([]gpt.Partition{kept.Partition}, kept.More...)
+		slices.SortFunc(t.Partitions, func(a, b gpt.Partition) int { return a.Number - b.Number })
 	}
 	layout.Insert(t, layout.ESP, ids.ESP, layout.Align/unit, uint64(start)/unit-1)
 	layout.Insert(t, layout.SystemA, layout.SystemUUID(verity.Root(r.RootHash)), uint64(start)/unit, uint64(start+size)/unit-1)
@@ -220,9 +244,9 @@ func writeContents(ctx context.Context, d Target, t *gpt.Table, s *Source, ids I
 	if err != nil {
 		return err
 	}
-	system, err := section(d, t, layout.SystemA)
+	system, err := layout.Content(d, t, layout.SystemA)
 	if err != nil {
-		return err
+		return fmt.Errorf("the plan: %w", err)
 	}
 	progress(words.InStepESP, 0, 0)
 	if err := s.ESP.Format(esp, esp.Size(), ids.Volume, t.SectorSize, false); err != nil {
@@ -263,15 +287,6 @@ func writeTable(d Target, t *gpt.Table) error {
 		return words.Errorf(words.InTableFailing)
 	}
 	return nil
-}
-
-func section(d block.Device, t *gpt.Table, r layout.Role) (*block.Section, error) {
-	p, err := layout.Find(t, r)
-	if err != nil {
-		return nil, fmt.Errorf("the plan: %w", err)
-	}
-	off, size := t.Bytes(p)
-	return block.NewSection(d, off, size)
 }
 
 // erase zeroes both partition tables and what lies before the first partition.

@@ -173,18 +173,18 @@ func TestCut(t *testing.T) {
 		t.Error("no state is a whole installation")
 	}
 	t.Logf("%d states, %d of them whole", states, whole)
-	again(t, recorder, states, false)
+	again(t, recorder, states, false, newBuild(t, nil))
 }
 
 func installed(d *blocktest.Disk, table *gpt.Table, s *Source) error {
-	esp, err := section(d, table, layout.ESP)
+	esp, err := layout.Content(d, table, layout.ESP)
 	if err != nil {
 		return err
 	}
 	if err := s.ESP.check(esp); err != nil {
 		return err
 	}
-	system, err := section(d, table, layout.SlotA.System())
+	system, err := layout.Content(d, table, layout.SlotA.System())
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
@@ -16,6 +17,19 @@ type Root struct {
 	Partition gpt.Partition `json:"-"`
 	Volume    string        `json:"volume"` // UUID of the LUKS2 volume
 	Size      int64         `json:"size"`   // bytes
+	// More are the second extents of the slots that lie behind it, where they have grown.
+	More []gpt.Partition `json:"-"`
+}
+
+// behind is the bytes of all that, and of what the first system partition has of it.
+func (r *Root) behind(sectorSize int) (all, system int64) {
+	for _, p := range r.More {
+		size := int64(p.Sectors()) * int64(sectorSize)
+		if all += size; layout.RoleOf(p) == layout.MoreSystemA {
+			system = size
+		}
+	}
+	return all, system
 }
 
 // ErrNoRoot is returned for a disk that no HalogenOS was installed on.
@@ -42,7 +56,15 @@ func findRoot(r io.ReaderAt, t *gpt.Table) (*Root, error) {
 	if err != nil {
 		return nil, words.Errorf(words.InBadRoot, p.Number, err)
 	}
-	return &Root{p, volume, size}, nil
+	found := &Root{Partition: p, Volume: volume, Size: size}
+	for _, s := range layout.Slots {
+		for _, r := range []layout.Role{s.System().More(), s.Verity().More()} {
+			if more, err := layout.Find(t, r); err == nil && more.First > p.Last {
+				found.More = append(found.More, more)
+			}
+		}
+	}
+	return found, nil
 }
 
 // alone refuses a disk with partitions of other systems: to keep the root partition is to
@@ -59,7 +81,8 @@ func alone(t *gpt.Table) error {
 	return nil
 }
 
-// leave takes everything but the root partition off the partition table.
+// leave takes everything but the root partition off the partition table, and what the slots
+// keep behind it.
 //
 // The table is never zeroed: with each write that replaces it one of its copies
 // is good, and every one of them has the root partition at its place. Cut before
@@ -80,11 +103,13 @@ func leave(d Target, t *gpt.Table, kept gpt.Partition) error {
 	if err := alone(now); err != nil {
 		return fmt.Errorf("keep the root partition: %w", err)
 	}
-	if have.Partition != kept {
+	stays := func(p gpt.Partition) bool { return p == kept || p.Type == layout.TypeMore }
+	changed := func(p gpt.Partition) bool { return stays(p) && p != have.Partition && !slices.Contains(have.More, p) }
+	if have.Partition != kept || slices.ContainsFunc(t.Partitions, changed) {
 		return errors.New("keep the root partition: it has changed since it was looked at")
 	}
 	alone := *t
-	alone.Partitions = []gpt.Partition{kept}
+	alone.Partitions = slices.DeleteFunc(slices.Clone(t.Partitions), func(p gpt.Partition) bool { return !stays(p) })
 	if err := writeTable(d, &alone); err != nil {
 		return fmt.Errorf("keep the root partition alone: %w", err)
 	}

@@ -45,16 +45,21 @@ func inUse(t testing.TB, label string, tokens ...luks2.Token) (*blocktest.Disk, 
 		t.Fatal(err)
 	}
 	if len(tokens) > 0 {
-		root, err := section(d, plan.Table, layout.Root)
-		if err != nil {
-			t.Fatal(err)
-		}
-		format(t, root, label, tokens)
+		formatRoot(t, d, plan.Table, label, tokens)
 	}
 	return d, plan.Table
 }
 
-func format(t testing.TB, d *block.Section, label string, tokens []luks2.Token) {
+func formatRoot(t testing.TB, d block.Device, table *gpt.Table, label string, tokens []luks2.Token) {
+	t.Helper()
+	root, err := layout.Content(d, table, layout.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	format(t, root, label, tokens)
+}
+
+func format(t testing.TB, d *block.Joined, label string, tokens []luks2.Token) {
 	t.Helper()
 	o := luks2.Options{UUID: "01234567-89ab-cdef-0123-456789abcdef", Label: label, Size: d.Size()}
 	_, _, err := luks2.Format(rand.Reader, d, o, func(c *luks2.Change, volumeKey []byte) error {
@@ -249,13 +254,13 @@ func cutKeeps(t *testing.T, damaged int64) {
 		t.Errorf("states by the number of partitions: %v", count)
 	}
 	t.Logf("%d states; by the number of partitions: %v", states, count)
-	again(t, recorder, states, true)
+	again(t, recorder, states, true, newBuild(t, nil))
 }
 
 // again installs once more after ten of the cuts.
-func again(t *testing.T, recorder *blocktest.Recorder, states int, keep bool) {
+func again(t *testing.T, recorder *blocktest.Recorder, states int, keep bool, dir string) {
 	t.Helper()
-	at, dir := 0, newBuild(t, nil)
+	at := 0
 	_, err := recorder.Cuts(blocktest.Options{}, func(c blocktest.Cut) error {
 		at++
 		if at%max(states/10, 1) != 0 {

@@ -249,7 +249,7 @@ func (p *Plan) checkDisk(s *Source, ids IDs) {
 	if t != nil {
 		for _, part := range t.Partitions {
 			_, size := t.Bytes(part)
-			kept := p.Kept != nil && part == p.Kept.Partition || p.Choice.FreeSpace && slices.Contains(d.table.Partitions, part)
+			kept := p.Kept != nil && (part == p.Kept.Partition || slices.Contains(p.Kept.More, part)) || p.Choice.FreeSpace && slices.Contains(d.table.Partitions, part)
 			p.Partitions = append(p.Partitions, Partition{part.Number, part.Label, size, kept})
 		}
 	}
@@ -357,6 +357,8 @@ func tooSmall(d Disk, espSize, slotSize int64, kept *Root) words.Line {
 	case err != nil:
 		return words.Linef("%v", err) // not reachable: the boot contract would have been refused
 	case kept != nil:
+		all, _ := kept.behind(d.SectorSize)
+		need -= all
 		return words.Linef(words.InKeepNoRoom,
 			(need-layout.MinRoot-layout.Align)>>20, d.Path, int64(kept.Partition.First)*int64(d.SectorSize)>>20)
 	}
