@@ -265,7 +265,7 @@ func TestPlanWithStrangeExtents(t *testing.T) {
 		table *gpt.Table
 		want  string
 	}{
-		"two alike": {withTwo(t), "could both be"}, "short": {short, "system-b and system-b-2 have 1024 MiB together, and the slot size is 2048 MiB"},
+		"two alike": {withTwo(t), "could both be"}, "short": {short, "the partitions system-b and system-b-2 have 1024 MiB together, the slot size is 2048 MiB, and there is no free space behind the first"},
 		"one vanished": {without(t, MoreSystemA), "partition 2 (system-a) has 1024 MiB, the slot size is 2048 MiB, there is no free space behind it, and no partition system-a-2 adds to it"},
 		"tree":         {without(t, MoreVerityB), "no partition verity-b-2 adds to it"},
 	} {
@@ -344,6 +344,13 @@ func TestOpenedAndRoom(t *testing.T) {
 	}
 	if size, err := Size(plan.Table, SystemB); err != nil || size != 2*gib {
 		t.Errorf("%d bytes, %v; %q", size, err, plan.Changes)
+	}
+	// One that has the size of its image only grows into the free space behind it.
+	part := without(t, VerityA)
+	change(part, SystemA, func(p *gpt.Partition) { p.Last = p.First + 300<<11 - 1 })
+	plan, err = NewPlan(part, 2*gib, rand.Reader)
+	if err != nil || !complete(plan.Table, 2*gib) || plan.Changes[0] != "grow partition 2 (system-a) from 300 to 1024 MiB" {
+		t.Errorf("%+v, %v", plan, err)
 	}
 }
 

@@ -89,24 +89,27 @@ func (p *Plan) provide(w want, random io.Reader) error {
 		return nil
 	}
 	joined, err := Size(p.Table, w.role)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case joined >= w.size:
-		return nil
-	case joined > size:
-		return fmt.Errorf("%w: the two partitions %s and %s have %d MiB together, and the slot size is %d MiB", ErrForeign, w.role, w.role.More(), joined>>20, w.size>>20)
 	}
-	return p.grow(have, w)
+	if joined >= w.size {
+		return nil
+	}
+	return p.grow(have, w, joined-size)
 }
 
-func (p *Plan) grow(have gpt.Partition, w want) error {
+// grow makes a first extent so large that it has the size with the second one's.
+func (p *Plan) grow(have gpt.Partition, w want, second int64) error {
 	_, size := p.Table.Bytes(have)
-	last := have.First + uint64(w.size)/uint64(p.Table.SectorSize) - 1
+	last := have.First + uint64(w.size-second)/uint64(p.Table.SectorSize) - 1
 	fits := slices.ContainsFunc(p.Table.Free(), func(e gpt.Extent) bool {
 		return e.First == have.Last+1 && e.Last >= last
 	})
-	if !fits {
+	switch {
+	case !fits && second > 0:
+		return fmt.Errorf("%w: the partitions %s and %s have %d MiB together, the slot size is %d MiB, and there is no free space behind the first",
+			ErrForeign, w.role, w.role.More(), (size+second)>>20, w.size>>20)
+	case !fits:
 		return fmt.Errorf("%w: partition %d (%s) has %d MiB, the slot size is %d MiB, there is no free space behind it, and no partition %s adds to it",
 			ErrForeign, have.Number, w.role, size>>20, w.size>>20, w.role.More())
 	}
@@ -115,7 +118,7 @@ func (p *Plan) grow(have gpt.Partition, w want) error {
 			p.Table.Partitions[i].Last = last
 		}
 	}
-	p.Changes = append(p.Changes, fmt.Sprintf("grow partition %d (%s) from %d to %d MiB", have.Number, w.role, size>>20, w.size>>20))
+	p.Changes = append(p.Changes, fmt.Sprintf("grow partition %d (%s) from %d to %d MiB", have.Number, w.role, size>>20, (w.size-second)>>20))
 	return nil
 }
 
