@@ -115,8 +115,15 @@ func (m *Machine) Reinstalled(v contract.Version) *World {
 	m.Must(err)
 	system.UUID = layout.SystemUUID(m.Releases[v].Contract.Root())
 	table := &gpt.Table{Disk: old.Disk, SectorSize: old.SectorSize, Sectors: old.Sectors, Partitions: []gpt.Partition{esp, system, root}}
+	for _, p := range old.Partitions {
+		if p.Type == layout.TypeMore { // as the installer keeps them
+			table.Partitions = append(table.Partitions, p)
+		}
+	}
 	m.Must(table.Write(w.Disk))
-	_, err = w.Disk.WriteAt(m.Releases[v].Image, int64(system.First)*SectorSize)
+	content, err := layout.Content(w.Disk, table, layout.SystemA)
+	m.Must(err)
+	_, err = content.WriteAt(m.Releases[v].Image, 0)
 	m.Must(err)
 	m.EspUUID = esp.UUID.String()
 	w.ESP, w.Vars = fresh.ESP, fresh.Vars

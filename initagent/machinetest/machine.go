@@ -97,13 +97,26 @@ func NewRelease(t testing.TB, version, epoch uint64, change func(*contract.Contr
 // NewReleaseOf is a release of a source tree with these abilities.
 func NewReleaseOf(t testing.TB, version, epoch uint64, able contract.Abilities, change func(*contract.Contract)) *Edition {
 	t.Helper()
-	r := &Edition{Image: bytes.Repeat([]byte{byte(version), 7, 9, 11}, ImageSize/4)}
+	return newEdition(t, version, epoch, able, bytes.Repeat([]byte{byte(version), 7, 9, 11}, ImageSize/4), change)
+}
+
+// NewLargeRelease is NewRelease with an image of so many bytes, of which no two blocks are alike.
+func NewLargeRelease(t testing.TB, version, epoch uint64, size int64, change func(*contract.Contract)) *Edition {
+	t.Helper()
+	image := make([]byte, size)
+	_, _ = mrand.NewChaCha8([32]byte{byte(version)}).Read(image) // it never fails
+	return newEdition(t, version, epoch, contract.Own(), image, change)
+}
+
+func newEdition(t testing.TB, version, epoch uint64, able contract.Abilities, image []byte, change func(*contract.Contract)) *Edition {
+	t.Helper()
+	r := &Edition{Image: image}
 	c := &contract.Contract{
 		Format: contract.Format, ImageID: "test", Arch: "x86_64", Version: contract.Version(version), Epoch: epoch,
-		SourceDate: BuildDate.Unix(), Salt: []byte("salt"), ImageSize: ImageSize, SlotSize: SlotSize,
+		SourceDate: BuildDate.Unix(), Salt: []byte("salt"), ImageSize: int64(len(image)), SlotSize: max(SlotSize, int64(len(image))),
 		SecureBoot: contract.Required, TPM: contract.Required, VendorKeys: contract.VendorAuto, RootFileSystem: "ext4",
 	}
-	params := verity.Params{DataBlocks: ImageSize / verity.BlockSize, Salt: c.Salt}
+	params := verity.Params{DataBlocks: uint64(len(image)) / verity.BlockSize, Salt: c.Salt}
 	root, err := verity.Generate(t.Context(), bytes.NewReader(r.Image), params, blocktest.New(MiB, blocktest.Zero), func(int64) {})
 	if err != nil {
 		t.Fatal(err)
