@@ -389,6 +389,7 @@ func TestHiddenPartitions(t *testing.T) {
 		fmt.Sprintf(`"%s", ENV{ID_PART_ENTRY_NAME}=="%s|%s"`, layout.TypeRoot, layout.SlotA.SystemLabel(), layout.SlotB.SystemLabel()),
 		fmt.Sprintf(`"%s", ENV{ID_PART_ENTRY_NAME}=="%s|%s"`, layout.TypeRootVerity, layout.SlotA.VerityLabel(), layout.SlotB.VerityLabel()),
 		fmt.Sprintf(`"%s", ENV{ID_FS_LABEL}=="%s"`, layout.TypeLUKS, rootheader.Label),
+		fmt.Sprintf(`ENV{ID_PART_ENTRY_TYPE}=="%s", ENV{UDISKS_IGNORE}="1"`, layout.TypeMore),
 	} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("it lacks %s:\n%s", want, text)

@@ -9,6 +9,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/layout/layouttest"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/machinetest"
@@ -26,31 +27,15 @@ func inGrownSlots(c *contract.Contract) {
 	c.SlotSize = grownSlot
 }
 
-// grownMachine is a machine whose partitions have two extents each, of which the second lies
-// in front of the other slot's or behind it. The trees are divided after four blocks.
+// grownMachine is a machine whose partitions have two extents each. The trees are divided
+// after four blocks.
 func grownMachine(t *testing.T) *machinetest.Machine {
 	t.Helper()
 	m := machinetest.ProvisionedMachine(t, inGrownSlots)
 	table, _, err := m.Table()
 	m.Must(err)
-	for first, other := range map[layout.Role]layout.Role{
-		layout.SystemA: layout.SystemB, layout.VerityA: layout.VerityB, layout.SystemB: layout.SystemA, layout.VerityB: layout.VerityA,
-	} {
-		keep := uint64(machinetest.SlotSize / machinetest.SectorSize)
-		if first == layout.VerityA || first == layout.VerityB {
-			keep = 4 * verity.BlockSize / machinetest.SectorSize
-		}
-		old, _, err := m.Table()
-		m.Must(err)
-		p, err := layout.Find(old, first)
-		m.Must(err)
-		q, err := layout.Find(old, other)
-		m.Must(err)
-		i := slices.IndexFunc(table.Partitions, func(have gpt.Partition) bool { return have.Number == p.Number })
-		table.Partitions[i].Last = p.First + keep - 1
-		layout.Insert(table, first.More(), gpt.GUID{9, byte(first)}, q.First+keep, q.Last)
-	}
-	m.Must(errors.Join(table.Write(m.Disk), m.Disk.Sync()))
+	divided := layouttest.Divide(t, table, machinetest.SlotSize, 4*verity.BlockSize)
+	m.Must(errors.Join(divided.Write(m.Disk), m.Disk.Sync()))
 	hasGrownSlots(m)
 	return m
 }

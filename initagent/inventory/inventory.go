@@ -39,10 +39,19 @@ type System struct {
 	Epoch      uint64               `json:"epoch"`
 }
 
+// A Room is what a slot has for a system image.
+type Room struct {
+	Slot       layout.Slot `json:"slot"`
+	Size       int64       `json:"size"`              // bytes
+	Partitions []string    `json:"partitions"`        // their labels: two where the slot has grown
+	Problem    string      `json:"problem,omitempty"` // why it has none
+}
+
 // An Inventory is what the machine has.
 type Inventory struct {
 	Disk    string   `json:"disk"`
 	Systems []System `json:"systems"` // the one that starts next comes first
+	Slots   []Room   `json:"slots"`   // a and b
 
 	machine hw.Machine
 	disk    hw.Disk
@@ -59,7 +68,7 @@ func Take(m hw.Machine) (*Inventory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("partition table of %s: %w", d.Name, err)
 	}
-	inv := &Inventory{Disk: d.Name, machine: m, disk: d, table: table}
+	inv := &Inventory{Disk: d.Name, Slots: rooms(table), machine: m, disk: d, table: table}
 	err = m.ESP.Read(d, func(files fs.FS) error {
 		entries, err := fs.ReadDir(files, bls.Directory)
 		if err != nil {
@@ -111,8 +120,38 @@ func (inv *Inventory) look(files fs.FS, n bls.Name) System {
 		s.Problem = "its verity tree is not complete"
 	case s.Unlisted != nil:
 		s.Problem = s.Unlisted.Error()
+	default:
+		if err := inv.checkRoom(s.Slot, c); err != nil {
+			s.Problem = err.Error()
+		}
 	}
 	return s
+}
+
+func (inv *Inventory) checkRoom(s layout.Slot, c *contract.Contract) error {
+	tree, err := verity.TreeSize(c.VerityParams().DataBlocks)
+	if err != nil {
+		return err
+	}
+	return layout.CheckRoom(inv.table, s, c.ImageSize, tree)
+}
+
+// rooms says what the slots have.
+func rooms(t *gpt.Table) (all []Room) {
+	for _, s := range layout.Slots {
+		r := Room{Slot: s}
+		extents, err := layout.Extents(t, s.System())
+		if err != nil {
+			r.Problem = err.Error()
+		}
+		for _, p := range extents {
+			_, size := t.Bytes(p)
+			r.Size += size
+			r.Partitions = append(r.Partitions, p.Label)
+		}
+		all = append(all, r)
+	}
+	return all
 }
 
 func state(n bls.Name) string {

@@ -14,8 +14,16 @@ import (
 	"halogenos.internal/initagent/inventory/inventorytest"
 )
 
-func TestRepair(t *testing.T) {
+func TestRepair(t *testing.T) { testRepair(t, inventorytest.New(t)) }
+
+// A slot that has grown is repaired in both its extents.
+func TestRepairGrown(t *testing.T) {
 	m := inventorytest.New(t)
+	m.Grow()
+	testRepair(t, m)
+}
+
+func testRepair(t *testing.T, m *inventorytest.Machine) {
 	m.Install(layout.SlotA, "os_7.efi")
 	m.Install(layout.SlotB, "os_8+3.efi")
 	take := func() (*inventory.Inventory, error) { return inventory.Take(m.Hardware()) }

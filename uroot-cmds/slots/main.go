@@ -21,9 +21,9 @@ const help = `usage: slots [--json] [--all]
 
 Shows the systems on this machine's EFI system partition in the order in which
 the boot manager takes them, the slot that holds each one's content, and what
-keeps it from starting; why this boot chose as it did; and the end of the boot
-journal (with --all: all of it). At the recovery console the journal can be read
-after unlock. Reads only.
+keeps it from starting; how large the slots are; why this boot chose as it did;
+and the end of the boot journal (with --all: all of it). At the recovery console
+the journal can be read after unlock. Reads only.
 
 Exit codes: 0 shown, 1 failed, 2 wrong usage.
 `
@@ -98,6 +98,14 @@ func showSystems(w io.Writer, inv *inventory.Inventory) {
 		}
 	}
 	fmt.Fprintln(w, "* starts next")
+	for _, r := range inv.Slots {
+		switch {
+		case r.Problem != "":
+			fmt.Fprintf(w, "slot %s: %s\n", r.Slot, r.Problem)
+		default:
+			fmt.Fprintf(w, "slot %s has %d MiB for a system image (%s)\n", r.Slot, r.Size>>20, strings.Join(r.Partitions, " and "))
+		}
+	}
 }
 
 func showBoot(w io.Writer, boot *bootinfo.Report) {

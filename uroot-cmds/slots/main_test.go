@@ -41,7 +41,7 @@ func TestSlots(t *testing.T) {
 			}
 		}
 	}
-	has(run(), "disk disk0\n", "* slot a     version 7 ", "blessed (os_7.efi)", "  slot b     empty\n", "the root partition, which is not open (unlock opens it)")
+	has(run(), "disk disk0\n", "* slot a     version 7 ", "blessed (os_7.efi)", "  slot b     empty\n", "slot a has 8 MiB for a system image (system-a)\n", "the root partition, which is not open (unlock opens it)")
 
 	// FAULTS 112 (M10): as initagent writes it.
 	report, err := json.Marshal(bootinfo.Report{
@@ -84,6 +84,26 @@ func TestSlots(t *testing.T) {
 	if err := json.Unmarshal([]byte(run("--json", "--all")), &got); err != nil || len(got.Systems) != 1 || got.Systems[0].Slot != layout.SlotA || got.Systems[0].Version != "7" ||
 		len(got.Journal) != 15 || !got.Boot.Trial {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// A slot that has grown has two partitions, and one whose table lacks the second says so.
+func TestGrownSlots(t *testing.T) {
+	m := inventorytest.New(t)
+	m.Grow()
+	m.Install(layout.SlotB, "os_7.efi")
+	take := func() (*inventory.Inventory, error) { return inventory.Take(m.Hardware()) }
+	place := bootinfo.Place{Report: filepath.Join(t.TempDir(), "boot.json")}
+	if code, out, errs := commandtest.Run(cmd(take, place)); code != 0 || !strings.Contains(out, "slot b has 8 MiB for a system image (system-b and system-b-2)\n") || strings.Contains(out, "needs") {
+		t.Errorf("%d, %s%s", code, out, errs)
+	}
+	m.Lose(layout.MoreSystemB)
+	if code, out, errs := commandtest.Run(cmd(take, place)); code != 0 || !strings.Contains(out, "no partition system-b-2 that adds to it") || !strings.Contains(out, "slot b has 0 MiB for a system image (system-b)\n") {
+		t.Errorf("%d, %s%s", code, out, errs)
+	}
+	m.Lose(layout.SystemB)
+	if code, out, errs := commandtest.Run(cmd(take, place)); code != 0 || !strings.Contains(out, "slot b: the disk lacks a partition: none has the label \"system-b\"") {
+		t.Errorf("%d, %s%s", code, out, errs)
 	}
 }
 

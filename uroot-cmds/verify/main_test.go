@@ -12,8 +12,16 @@ import (
 	"halogenos.internal/initagent/inventory/inventorytest"
 )
 
-func TestVerify(t *testing.T) {
+func TestVerify(t *testing.T) { testVerify(t, inventorytest.New(t)) }
+
+// A slot that has grown is verified in both its extents.
+func TestVerifyGrown(t *testing.T) {
 	m := inventorytest.New(t)
+	m.Grow()
+	testVerify(t, m)
+}
+
+func testVerify(t *testing.T, m *inventorytest.Machine) {
 	m.Install(layout.SlotA, "os_7.efi")
 	take := func() (*inventory.Inventory, error) { return inventory.Take(m.Hardware()) }
 	check := func(args []string, code int, wants ...string) {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io/fs"
 	"path"
+	"slices"
 	"testing"
 	"testing/fstest"
 
@@ -19,6 +20,7 @@ import (
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/layout/layouttest"
 	"halogenos.internal/boot/uki/ukitest"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/enroll"
@@ -53,6 +55,20 @@ func New(t testing.TB) *Machine {
 	m.must(err)
 	m.must(plan.Table.Write(m.disk))
 	return m
+}
+
+// Grow has each slot lie in two extents: half of an image that is installed is in each.
+func (m *Machine) Grow() {
+	m.t.Helper()
+	m.must(layouttest.Divide(m.t, m.table(), 512<<10, 4*verity.BlockSize).Write(m.disk))
+}
+
+// Lose takes the partition with a role out of the table.
+func (m *Machine) Lose(r layout.Role) {
+	m.t.Helper()
+	table := m.table()
+	table.Partitions = slices.DeleteFunc(table.Partitions, func(p gpt.Partition) bool { return layout.RoleOf(p) == r })
+	m.must(table.Write(m.disk))
 }
 
 func (m *Machine) must(err error) {
