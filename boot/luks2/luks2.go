@@ -8,7 +8,7 @@
 // device, under aes-xts-plain64 in sectors of [CryptSector] that are counted from
 // zero; keyslots with PBKDF2 or Argon2id under aes-xts-plain64; one PBKDF2 digest.
 // No other cipher, above all no null cipher, no integrity, no reencryption, no
-// requirement, no unbound keyslot, no field that is unknown. So nothing in a
+// requirement but the one of [Redo], no unbound keyslot, no field that is unknown. So nothing in a
 // header says where or how data is read: it only says who opens the volume.
 // The metadata is read once, and what was checked is what is used.
 //

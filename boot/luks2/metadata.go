@@ -136,7 +136,7 @@ func refuseRequirements(text []byte) error {
 	if err := json.Unmarshal(text, &probe); err != nil {
 		return fmt.Errorf("metadata: %w", err)
 	}
-	if names := probe.Config.Requirements.Mandatory; len(names) > 0 {
+	if names := probe.Config.Requirements.Mandatory; len(names) > 0 && !slices.Equal(names, []string{redoName}) {
 		for _, name := range names {
 			if strings.Contains(name, "reencrypt") {
 				return fmt.Errorf("the volume is being reencrypted (requirement %q)", name)

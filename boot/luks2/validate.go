@@ -73,7 +73,8 @@ func (m *metadata) validate(size int64) error {
 			return fmt.Errorf("token %s: %w", id, err)
 		}
 	}
-	return nil
+	_, _, err := m.redo()
+	return err
 }
 
 // span is a range of bytes on the device; end is the first byte behind it.
@@ -91,7 +92,7 @@ func (c *config) validate() error {
 	if len(c.Flags) > maxFlags {
 		return fmt.Errorf("config: %d flags", len(c.Flags))
 	}
-	if c.Requirements != nil && len(c.Requirements.Mandatory) > 0 {
+	if c.Requirements != nil && len(c.Requirements.Mandatory) > 0 && !slices.Equal(c.Requirements.Mandatory, []string{redoName}) {
 		return fmt.Errorf("config: requirements %q", c.Requirements.Mandatory)
 	}
 	return nil
