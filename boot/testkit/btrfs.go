@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// btrfsSize is that of the file systems in bytes; btrfs has none below 109 MiB.
-const btrfsSize = 256 << 20
+// btrfsSize is that of the file systems in bytes; btrfs makes none smaller than 256 MiB.
+const btrfsSize = 384 << 20
 
 // Btrfs returns a directory in which a new btrfs is mounted. The test is left out where
 // nobody may mount one, or the kernel has none: a machine of TestBtrfs in qemu-tests does

@@ -207,6 +207,11 @@ type Mapper interface {
 	OpenVerity(v Verity) (string, error)
 	// OpenCrypt returns the device node.
 	OpenCrypt(c Crypt) (string, error)
+	// OpenSnapshot returns the device node. A store that has no header is a new one.
+	OpenSnapshot(s Snapshot) (string, error)
+	// SnapshotUse is how much of its store a snapshot has used, in bytes. The error wraps
+	// shrink.ErrOverflow where the kernel has given the snapshot up.
+	SnapshotUse(name string) (int64, error)
 	Close(name string) error
 }
 
@@ -263,6 +268,15 @@ type Store interface {
 	// the system image that is mounted at system. When it has returned the file
 	// system survives a power cut.
 	MakeFileSystem(kind, device, system string) error
+	// CanResize is the error that Resize would have for a program that the system image at
+	// system lacks.
+	CanResize(kind, system string) error
+	// Resize makes a file system so many bytes long. A btrfs is the mounted one, and a cut
+	// leaves its old size or the new one. An ext4 is on a device, is not mounted, and is
+	// checked first, by programs of the system image; a cut in it loses what the device holds.
+	Resize(kind, device, system string, size int64) error
+	// FileSystemEnd is where the file system on a device ends, in bytes, by its superblock.
+	FileSystemEnd(kind, device string) (int64, error)
 	// Read returns a file of at most limit bytes, or fs.ErrNotExist. The running
 	// system has written there: what is not a file, too large, or has a link in its
 	// path, is refused with ErrUnfit.

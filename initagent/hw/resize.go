@@ -42,7 +42,12 @@ func (l LinuxStore) FileSystemEnd(kind, device string) (int64, error) {
 // system image's programs run, as mkfs does. Each of them syncs the device before it ends.
 func (l LinuxStore) Resize(kind, device, system string, size int64) error {
 	if kind == "btrfs" {
-		return Full(l.directory(".", func(fd int) error { return subvolume.Resize(fd, size) }))
+		root, err := l.open(".", unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(root)
+		return subvolume.Resize(root, size)
 	}
 	if resizers[kind] == nil {
 		return fmt.Errorf("make the root partition's file system smaller: %q is not known here", kind)

@@ -7,10 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -34,34 +31,12 @@ func (l LinuxStore) MakeFileSystem(kind, device, system string) error {
 	if !ok {
 		return fmt.Errorf("make the root partition's file system: %q is not known here", kind)
 	}
-	var made []string
-	var err error
-	// mkfs.btrfs makes nothing where it cannot read in /proc what is mounted.
-	for _, what := range []string{"/dev", "/proc"} {
-		at := filepath.Join(system, what)
-		if err = l.Mounts.Mount(what, at, "", unix.MS_BIND, ""); err != nil {
-			break
+	return l.inImage(system, func() error {
+		if err := run(system, "/sbin/mkfs."+kind, args...); err != nil {
+			return fmt.Errorf("make the root partition's file system: %w", err)
 		}
-		made = append(made, at)
-	}
-	if err == nil {
-		err = mkfs(system, kind, args)
-	}
-	for _, at := range slices.Backward(made) {
-		err = errors.Join(err, l.Mounts.Unmount(at))
-	}
-	return err
-}
-
-func mkfs(system, kind string, args []string) error {
-	cmd := exec.Command("/sbin/mkfs."+kind, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: system}
-	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("make the root partition's file system: mkfs.%s of the system image: %w: %s", kind, err, out)
-	}
-	return nil
+		return nil
+	})
 }
 
 // open opens what has a name, without following any link on the way.

@@ -56,7 +56,12 @@ func (k Kernel) Hotplug(ctx context.Context) {
 	}
 }
 
-func (Kernel) Load(...string) error { return nil }
+func (k Kernel) Load(names ...string) error {
+	if k.m != nil && slices.Contains(names, k.m.NoModule) {
+		return fmt.Errorf("load kernel module %s: %w", k.m.NoModule, fs.ErrNotExist)
+	}
+	return nil
+}
 
 // Messages implements hw.Kernel.
 func (k Kernel) Messages() ([]byte, error) { return []byte(k.m.Messages), nil }
@@ -103,6 +108,9 @@ func (p mapper) OpenCrypt(c hw.Crypt) (string, error) {
 	if p.m.OpenVolume != nil {
 		return "", errors.New("a volume is open already")
 	}
+	if err := p.openAt(c.Device); err != nil {
+		return "", err
+	}
 	id := policy.VolumeFingerprint(c.VolumeKey)
 	p.m.OpenVolume = &id
 	return "/dev/dm-1", nil
@@ -116,6 +124,9 @@ func (p mapper) Close(name string) error {
 	if strings.HasPrefix(name, "extension-") {
 		return p.m.closeImage(name)
 	}
+	if is, err := p.closeSnapshot(name); is {
+		return err
+	}
 	if name != rootpart.Device || p.m.OpenVolume == nil {
 		return fmt.Errorf("no device %s: %w", name, unix.ENXIO)
 	}
@@ -126,6 +137,9 @@ func (p mapper) Close(name string) error {
 		return fmt.Errorf("device is busy: %v", p.m.images.opened)
 	}
 	p.m.OpenVolume = nil
+	if p.m.snapshot != nil {
+		p.m.snapshot.open = false
+	}
 	return nil
 }
 

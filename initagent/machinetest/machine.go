@@ -202,6 +202,9 @@ type Machine struct {
 	StuckFile      string            // it cannot be removed
 	Programs       map[string]uint32 // of the image, which run as the user with a number
 	UnfitFile      string            // it is a link, or no file
+	NoModule       string            // the kernel lacks it
+	NoResize       error             // why the image cannot make a file system smaller
+	ResizeFails    error             // it does not, for this
 	NoInit         bool              // the system's init cannot be read
 	NoLoop         bool              // the kernel has no loop devices
 	NoOverlay      string            // it lays nothing over this directory
@@ -267,6 +270,7 @@ type Machine struct {
 	image       string // path of the UKI that was started
 	StartFile   string // the boot manager starts this path; or "" for what it chooses
 	OpenVolume  *[32]byte
+	snapshot    *rootSnapshot
 	openVerity  bool
 	before      *verity.Root  // of the image that is open beside it
 	Carried     []upper.Carry // what systems have taken over
@@ -401,7 +405,7 @@ func (m *Machine) Boot() (end string) {
 		m.T.Fatal(err)
 	}
 	m.ChipChanged = true
-	m.before, m.Laid = nil, nil
+	m.before, m.Laid, m.snapshot = nil, nil, nil
 	m.OpenVolume, m.openVerity, m.Mounted, m.Listening, m.collected, m.hidden, m.NoModules = nil, false, nil, false, false, false, false
 	maps.Copy(m.Vars, m.Restores)
 	chosen, counted, err := m.Start()

@@ -28,6 +28,7 @@ var ErrNested = errors.New("it holds subvolumes of others")
 
 // Of the kernel's include/uapi/linux/btrfs.h and btrfs_tree.h, as are the two structures.
 const (
+	iocResize        = 0x50009403 // BTRFS_IOC_RESIZE, _IOW(0x94, 3, struct btrfs_ioctl_vol_args)
 	iocSubvolCreate  = 0x5000940e // BTRFS_IOC_SUBVOL_CREATE, _IOW(0x94, 14, struct btrfs_ioctl_vol_args)
 	iocSnapDestroy   = 0x5000940f // BTRFS_IOC_SNAP_DESTROY, _IOW(0x94, 15, struct btrfs_ioctl_vol_args)
 	iocSnapCreateV2  = 0x50009417 // BTRFS_IOC_SNAP_CREATE_V2, _IOW(0x94, 23, struct btrfs_ioctl_vol_args_v2)
@@ -241,4 +242,16 @@ func ioctl(fd int, request uintptr, args unsafe.Pointer) error {
 		return errno
 	}
 	return nil
+}
+
+// Resize makes the file system that a directory lies on, which has one device, so many bytes
+// long. The kernel moves what lies beyond in transactions: a cut leaves the old size. Where
+// there is no room for that the error is ENOSPC.
+func Resize(fd int, size int64) error {
+	args := new(volArgs)
+	copy(args.name[:], fmt.Sprintf("1:%d", size))
+	if err := ioctl(fd, iocResize, unsafe.Pointer(args)); err != nil {
+		return fmt.Errorf("make the file system %d bytes long: %w", size, err)
+	}
+	return unix.Syncfs(fd)
 }
