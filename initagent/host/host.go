@@ -19,6 +19,7 @@ import (
 	"halogenos.internal/boot/extension"
 	"halogenos.internal/boot/gpt"
 	"halogenos.internal/boot/journal"
+	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/policy"
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/words"
@@ -133,6 +134,8 @@ func (h *Host) Forget() {
 		h.Secret.Wipe()
 		h.Secret = nil
 	}
+	luks2.Wipe(h.volumeKey)
+	h.volumeKey = nil
 	known := h.Phrase != nil
 	if known {
 		h.Phrase.Wipe()

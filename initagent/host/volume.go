@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"halogenos.internal/boot/bootflow"
+	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/verity"
 	"halogenos.internal/initagent/hw"
 	"halogenos.internal/initagent/rootlock"
@@ -23,6 +25,10 @@ type Volume struct {
 	Attached bool   // the kernel has the volume
 	InMemory bool   // there is no root partition: its directories lie in memory
 	held     []held // what lies on it, or in memory in its place, the oldest first
+	// volumeKey is the open volume's, for who has to close and open it again in this boot,
+	// which wipes it at its end. The kernel has it as long.
+	volumeKey []byte
+	device    string // node of what is in the volume
 }
 
 // held is a mount, by its target, or a device of the device mapper, by its name.
@@ -31,11 +37,13 @@ type held struct{ mount, device string }
 // OpenRoot gives the volume to the kernel and mounts its file system, which it
 // makes first where it is fresh.
 func (h *Host) OpenRoot(lock *rootlock.Lock, volumeKey []byte, fresh bool) error {
-	device, err := rootpart.Attach(h.Machine, h.Disk, lock, volumeKey)
+	device, err := rootpart.Volume{Machine: h.Machine, Disk: h.Disk, Random: h.Random, Lock: lock, Key: volumeKey}.Attach()
 	if err != nil {
 		return err
 	}
-	h.Attached = true
+	h.Attached, h.device = true, device
+	luks2.Wipe(h.volumeKey)
+	h.volumeKey = bytes.Clone(volumeKey)
 	if err := h.Kernel.Load(h.Contract.RootFileSystem); err != nil {
 		return err
 	}
@@ -85,6 +93,12 @@ func (h *Host) CloseImage(name string) error {
 	h.held = slices.DeleteFunc(h.held, func(l held) bool { return l.device == name })
 	return nil
 }
+
+// RootDevice is the device node of the root partition's file system, once it was opened.
+func (h *Host) RootDevice() string { return h.device }
+
+// VolumeKey is a copy of the open volume's key, which the caller wipes.
+func (h *Host) VolumeKey() []byte { return bytes.Clone(h.volumeKey) }
 
 // CloseRoot takes the root partition away again, and the volume key out of the
 // kernel with it.

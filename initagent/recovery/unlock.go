@@ -63,7 +63,9 @@ func (m *Machine) Unlock(c hw.Console) error {
 		if err := m.mayOpen(lock, open.VolumeKey); err != nil {
 			return err
 		}
-		if err := m.open(&open, func() (string, error) { return rootpart.Attach(m.Machine, m.Disk, lock, open.VolumeKey) }); err != nil {
+		if err := m.open(&open, func() (string, error) {
+			return rootpart.Volume{Machine: m.Machine, Disk: m.Disk, Random: m.Random, Lock: lock, Key: open.VolumeKey}.Attach()
+		}); err != nil {
 			return err
 		}
 		if m.Disk.ReadOnly {

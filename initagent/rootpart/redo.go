@@ -3,20 +3,17 @@ package rootpart
 import (
 	"errors"
 	"fmt"
-	"io"
 
 	"halogenos.internal/boot/layout"
 	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/shrink"
 	"halogenos.internal/initagent/bootdisk"
 	"halogenos.internal/initagent/hw"
-	"halogenos.internal/initagent/rootlock"
 )
 
-// ErrRedo says that what waits for the root partition cannot be brought to its place. Nothing
-// was written.
-var ErrRedo = errors.New("the root partition was being made smaller when this machine stopped, and that cannot be finished. Nothing was written, and its data is whole only together with what waits on that partition: " +
-	"if it was overwritten, write back what it held")
+// ErrRedo says that what waits for the root partition cannot be brought to its place.
+var ErrRedo = errors.New("the root partition was being made smaller when this machine stopped, and that cannot be finished. Its data is whole only together with what waits on that partition: " +
+	"if somebody has overwritten that, write back what it held, and start again")
 
 // storeRole is the role of a partition that a store may lie on.
 func storeRole(label string) (layout.Role, error) {
@@ -28,8 +25,8 @@ func storeRole(label string) (layout.Role, error) {
 	return 0, fmt.Errorf("no store can be on a partition %q", label)
 }
 
-// withStore gives the store on a partition to a function.
-func (v Volume) withStore(role layout.Role, do func(s *shrink.Store) error) (err error) {
+// withStore gives the store on a partition to a function, once it is on the disk.
+func (v Volume) withStore(role layout.Role, do func(s *shrink.Store) error) error {
 	segment, err := v.Lock.Header.Segment()
 	if err != nil {
 		return err
@@ -38,16 +35,18 @@ func (v Volume) withStore(role layout.Role, do func(s *shrink.Store) error) (err
 	if err != nil {
 		return err
 	}
-	partition, err := layout.Find(table, role)
+	size, err := layout.Size(table, role)
 	if err != nil {
 		return err
 	}
-	f, err := v.Machine.Disks.OpenPartition(v.Disk, role, false)
+	f, err := v.Machine.Disks.OpenPartition(v.Disk, role, true)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	_, size := table.Bytes(partition)
+	if err := f.Sync(); err != nil { // the kernel has written it
+		return err
+	}
 	s, err := shrink.Open(f, size, shrink.Range{Start: segment.Offset, End: segment.Offset + segment.Length})
 	if err != nil {
 		return err
@@ -94,9 +93,9 @@ func (v Volume) NoteRedo(role layout.Role) (size int64, err error) {
 // partition is as it was, and nobody asks for the store. Cut after it, at any write, the next
 // who opens the volume copies all of it once more, which comes to the same.
 func (v Volume) FinishRedo() error {
-	waits := v.Lock.Header.Redo()
+	waits, err := v.Lock.Header.Redo()
 	if waits == nil {
-		return nil
+		return err
 	}
 	if v.Disk.ReadOnly {
 		return fmt.Errorf("partition %q: %w: the disk cannot be written", waits.Partition, ErrRedo)

@@ -99,13 +99,22 @@ func Look(disks hw.Disks, d hw.Disk, table *gpt.Table) (bootflow.Root, *rootlock
 }
 
 // Attach gives the volume to the kernel and returns the device node of what is
-// in it. The volume key stays the caller's.
-func Attach(m hw.Machine, d hw.Disk, lock *rootlock.Lock, volumeKey []byte) (string, error) {
-	segment, err := lock.Header.Segment()
+// in it. First it does what the header says that waits (FinishRedo).
+func (v Volume) Attach() (string, error) {
+	if err := v.FinishRedo(); err != nil {
+		return "", err
+	}
+	path, err := v.Machine.Disks.PartitionPath(v.Disk, layout.Root)
 	if err != nil {
 		return "", err
 	}
-	path, err := m.Disks.PartitionPath(d, layout.Root)
+	return AttachAt(v.Machine, path, v.Lock, v.Key)
+}
+
+// AttachAt is Attach for a device that reads as the root partition does. The volume key stays
+// the caller's.
+func AttachAt(m hw.Machine, path string, lock *rootlock.Lock, volumeKey []byte) (string, error) {
+	segment, err := lock.Header.Segment()
 	if err != nil {
 		return "", err
 	}

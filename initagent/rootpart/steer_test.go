@@ -255,7 +255,7 @@ func (a *attacked) attach() (*hw.Crypt, error) {
 		return nil, err
 	}
 	m := new(told)
-	_, err = Attach(hw.Machine{Disks: onlyRoot{a: a}, Kernel: anyModule{}, Mapper: m}, hw.Disk{}, lock, a.key)
+	_, err = Volume{Machine: hw.Machine{Disks: onlyRoot{a: a}, Kernel: anyModule{}, Mapper: m}, Lock: lock, Key: a.key}.Attach()
 	return m.crypt, err
 }
 
