@@ -64,6 +64,8 @@ func interrupted(s State, f Facts) (Step, bool) {
 		return Step{Recovery, f.Planted}, true
 	case f.Problem != "":
 		return Step{Recovery, f.Problem}, true
+	case f.RootLost != "" && f.Came(MountState) == NotTried:
+		return Step{Recovery, "the root partition was closed to be made smaller, and does not open again: " + f.RootLost}, true
 	case f.Came(Reset) == Done:
 		return Step{Recovery, "the root partition is wiped, as was asked for: clear the Secure Boot keys in the firmware's setup, leave Secure Boot enabled, and start again"}, true
 	case f.Came(Reset) == Failed && f.ResetBegun:
@@ -365,6 +367,8 @@ func upkeep(f Facts) (Step, bool) {
 	case f.DBWritten:
 		// Before anything else that writes the TPM's record.
 		return Step{Reboot, "db has changed: kernels that start from now on go by it"}, true
+	case f.Grown:
+		return Step{Reboot, "the slots are larger: the kernel reads the new partition table at the next start"}, true
 	case f.Verdict == Unfit && f.Came(Remember) == NotTried:
 		return Step{Remember, "the system in the other slot has used up its tries and was never blessed"}, true
 	case f.Verdict == Interrupted && f.Came(Remember) == NotTried && f.Came(RestoreState) == NotTried:
@@ -388,6 +392,8 @@ func upkeep(f Facts) (Step, bool) {
 	case f.Revoke && f.Came(Revoke) == NotTried:
 		// Last: from here to the restart no other step may write the record.
 		return Step{Revoke, "the firmware would still start what was replaced, or what the release names"}, true
+	case f.Grow && f.Came(GrowSlots) == NotTried && f.Came(RestoreState) == NotTried:
+		return Step{GrowSlots, "the running system has asked for larger slots"}, true
 	}
 	return Step{}, false
 }

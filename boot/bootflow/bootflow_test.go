@@ -55,6 +55,9 @@ var (
 		"db-written":      func(s *State, f *Facts) { f.DBWritten = true },
 		"revoke":          func(s *State, f *Facts) { f.Revoke = true },
 		"updater":         func(s *State, f *Facts) { f.Updater = true },
+		"grow":            func(s *State, f *Facts) { f.Grow = true },
+		"grown":           func(s *State, f *Facts) { f.Grown = true },
+		"root-lost":       func(s *State, f *Facts) { f.RootLost = "redo fails" },
 		"esp-differs":     func(s *State, f *Facts) { f.ESPDiffers = true },
 		"answered":        func(s *State, f *Facts) { f.Answered = true },
 		"planted-gone":    func(s *State, f *Facts) { f.PlantedGone = true },
@@ -193,6 +196,8 @@ func (tr *trace) apply(k Kind) {
 		s.Root = RootOpen
 	case KeepHome:
 		f.FirstStart = true
+	case GrowSlots:
+		f.Grown = true
 	case AskKey:
 		s.Root, f.EnrollAgain = RootOpen, tr.enrollAgain && s.Keys == KeysMissing
 	}

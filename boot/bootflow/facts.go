@@ -142,6 +142,12 @@ type Facts struct {
 	// DBWritten: TrustModules has changed db, which a kernel reads when it starts.
 	DBWritten bool
 
+	// Grown: the partition table has larger slots, which the kernel reads at the next start.
+	Grown bool
+	// RootLost is why the root partition, which was closed to be made smaller, does not open
+	// again; "" where it is open, or was not closed.
+	RootLost string
+
 	Asked  // of this boot, by the running system or the boot before
 	Upkeep // that a blessed system has to see to
 }
@@ -195,6 +201,8 @@ type Upkeep struct {
 	// Updater: the running system's program by which fwupd updates firmware is another
 	// than this machine's key has signed.
 	Updater bool
+	// Grow: the running system has asked for larger slots.
+	Grow bool
 	// ESPDiffers: the ESP and the root partition's copies of it differ.
 	ESPDiffers bool
 }

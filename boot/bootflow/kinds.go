@@ -34,6 +34,7 @@ const (
 	TrustModules              // ask whether the release's kernel modules are to be trusted, and give their certificate to the firmware
 	Revoke                    // have the firmware refuse a boot manager that was replaced, or what the release names
 	SignUpdater               // sign the program by which fwupd updates firmware
+	GrowSlots                 // make the root partition smaller, and the slots larger
 	CarryState                // make this system's own /etc from that of the one before
 	SettleState               // note whose /etc counts, and remove that of a trial that was not blessed
 	AddExtensions             // open the extensions that this machine has enabled
@@ -81,6 +82,7 @@ var kinds = [...]struct {
 	TrustModules:  {"trust-modules", TrustModules},
 	Revoke:        {"revoke", Revoke},
 	SignUpdater:   {"sign-updater", SignUpdater},
+	GrowSlots:     {"grow-slots", GrowSlots},
 	CarryState:    {"carry-state", CarryState},
 	SettleState:   {"settle-state", SettleState},
 	AddExtensions: {"add-extensions", AddExtensions},

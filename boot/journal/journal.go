@@ -59,6 +59,7 @@ const (
 	State     Kind = "state"     // directories went back to what they held before an update, or a snapshot of them is gone
 	Accepted  Kind = "accepted"  // somebody with the recovery key accepted what has changed on the machine
 	LeftOut   Kind = "left-out"  // an extension that is enabled, or may be, is not part of the system
+	Grown     Kind = "grown"     // the slots were made larger; with a reason, they were not
 	NewKey    Kind = "new-key"   // somebody at the machine has had a new recovery key shown, or confirmed it
 )
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/extensions"
 	"halogenos.internal/initagent/fwupd"
+	"halogenos.internal/initagent/growslots"
 	"halogenos.internal/initagent/handover"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/moduletrust"
@@ -46,12 +48,13 @@ type stepRow struct {
 }
 
 // noLimit is for a step that waits for a person, treeLimit for a slow stick with a large
-// image, secretLimit for a step that waits for a person as long as unlock.SecretTimeout lets it, and renewLimit
+// image, growLimit for a large file system on a slow disk, secretLimit for a step that waits for a person as long as unlock.SecretTimeout lets it, and renewLimit
 // for one that has them type a key, and a PIN twice, keyLimit for one that has them write a key down,
 // as often as it takes (unlock.WriteTimeout).
 const (
 	noLimit     time.Duration = -1
 	treeLimit                 = time.Hour
+	growLimit                 = 3 * time.Hour
 	secretLimit               = 20 * time.Minute
 	renewLimit                = 40 * time.Minute
 	keyLimit                  = 2 * time.Hour
@@ -103,6 +106,7 @@ var steps = map[bootflow.Kind]stepRow{
 	bootflow.TrustModules:  {do: plain((*Agent).trustModules), secrets: true, deaf: true, limit: secretLimit},
 	bootflow.Revoke:        {do: onHost(revoke), secrets: true},
 	bootflow.SignUpdater:   {do: onHost(fwupd.Sign), secrets: true},
+	bootflow.GrowSlots:     {do: plain((*Agent).growSlots), secrets: true, ends: true, limit: growLimit},
 	bootflow.CarryState:    {do: func(a *Agent, ctx context.Context) error { return ownstate.Carry(ctx, &a.Host) }, ends: true},
 	bootflow.SettleState:   {do: onHost(ownstate.Settle)},
 	bootflow.AddExtensions: {do: onHost(extensions.Add), ends: true},
@@ -217,6 +221,16 @@ func (a *Agent) stage() error {
 		Leave:    func(next verity.Root) error { return ownstate.Leave(&a.Host, next) },
 		Snapshot: func(v contract.Version) string { return ownstate.Snapshot(&a.Host, v) },
 	})
+}
+
+// growSlots makes the slots larger.
+func (a *Agent) growSlots() error {
+	r, err := growslots.Grow(&a.Host)
+	a.facts.Grown = r.Grown
+	if r.Closed {
+		a.facts.RootLost = fmt.Sprint(err)
+	}
+	return err
 }
 
 // revoke has the firmware refuse the boot managers that were replaced.

@@ -9,6 +9,7 @@ import (
 	"halogenos.internal/boot/bootflow"
 	"halogenos.internal/initagent/bootmanager"
 	"halogenos.internal/initagent/fwupd"
+	"halogenos.internal/initagent/growslots"
 	"halogenos.internal/initagent/host"
 	"halogenos.internal/initagent/moduletrust"
 	"halogenos.internal/initagent/rootpart"
@@ -50,6 +51,7 @@ func Look(h *host.Host, tried bootflow.Facts, last Found) Found {
 	f.Stage = settled && tried.Came(bootflow.Stage) == bootflow.NotTried && h.RunsBlessed() && staging.Waits(h)
 	f.Revoke = settled && tried.Came(bootflow.Revoke) == bootflow.NotTried && h.RunsBlessed() && bootmanager.Revocable(h)
 	f.Modules = settled && tried.Came(bootflow.TrustModules) == bootflow.NotTried && h.RunsBlessed() && moduletrust.Waits(h)
+	f.Grow = settled && tried.Came(bootflow.GrowSlots) == bootflow.NotTried && h.RunsBlessed() && growslots.Waits(h)
 	f.Updater = settled && tried.Came(bootflow.SignUpdater) == bootflow.NotTried && h.RunsBlessed() && fwupd.Waits(h)
 	return f
 }

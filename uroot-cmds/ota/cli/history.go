@@ -56,6 +56,7 @@ var happened = map[journal.Kind]string{
 	journal.Accepted:  "the machine is accepted",
 	journal.LeftOut:   "what is enabled is not all there",
 	journal.NewKey:    "the recovery key",
+	journal.Grown:     "larger slots",
 	journal.Floor:     "versions that were replaced are shut out for good",
 	journal.State:     "the directories that all systems share",
 }
