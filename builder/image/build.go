@@ -238,7 +238,7 @@ func (b *build) find(context.Context) error {
 	if b.index, err = initramfs.LoadIndex(b.tree, k.modules, k.release); err != nil {
 		return err
 	}
-	if b.modules, err = b.index.Select(b.Config.Modules); err != nil {
+	if b.modules, err = b.index.Select(wantedModules(b.Config)); err != nil {
 		return err
 	}
 	if fs := b.Config.RootPartitionFormat; !b.index.BuiltIn(fs) && !slices.Contains(b.modules, fs) {

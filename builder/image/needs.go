@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
 	"halogenos.internal/boot/contract"
@@ -35,6 +36,15 @@ func (b *build) needs() error {
 		return nil
 	}
 	return fmt.Errorf("kernel %s lacks what every machine of this image needs to start:%s", k.release, list)
+}
+
+// wantedModules are the configuration's, and what only larger slots take (initagent/growslots):
+// an ext4 is made smaller on a snapshot. A kernel without it builds, and grows no slots.
+func wantedModules(c *config.Config) []config.Module {
+	if c.RootPartitionFormat != "ext4" {
+		return c.Modules
+	}
+	return append(slices.Clone(c.Modules), config.Module{Name: "dm_snapshot", Optional: true})
 }
 
 // canSwap refuses swap space that no machine of the image could have.
