@@ -37,6 +37,10 @@ func Check(r io.ReaderAt, size int64) (uuid string, err error) {
 	if header.Label != Label {
 		return "", fmt.Errorf("its volume is labelled %q, want %q", header.Label, Label)
 	}
+	// The store lies where an installation writes.
+	if waits, err := header.Redo(); err != nil || waits != nil {
+		return "", errors.Join(errors.New("it was being made smaller when the machine stopped: start the machine once, or open it with `unlock` at the recovery console, so that this is finished"), err)
+	}
 	recovery := false
 	for _, t := range header.Tokens() {
 		switch t.Type {
