@@ -33,6 +33,7 @@ func (d *recordedDisk) ReadAt(p []byte, off int64) (int, error) {
 
 func (d *recordedDisk) WriteAt(p []byte, off int64) (int, error) {
 	d.m.op(fmt.Sprintf("disk write of %d at %d", len(p), off))
+	d.m.checkOrder(off)
 	if worn := d.m.Worn; off < worn.To && off+int64(len(p)) > worn.From {
 		return 0, syscall.EIO
 	}

@@ -264,23 +264,25 @@ type Machine struct {
 	Random         io.Reader
 	KeysNo         int
 
-	Agent       *agent.Agent
-	Log         []byte
-	counted     string // path of the UKI that was started, when its tries were counted
-	image       string // path of the UKI that was started
-	StartFile   string // the boot manager starts this path; or "" for what it chooses
-	OpenVolume  *[32]byte
-	snapshot    *rootSnapshot
-	openVerity  bool
-	before      *verity.Root  // of the image that is open beside it
-	Carried     []upper.Carry // what systems have taken over
-	Mounted     []string
-	images      kernelImages
-	Overlaid    map[string]map[string]string // what overlays over the system show, by their place and by path
-	Laid        map[string][]byte            // the last start's, over the image's, by name
-	below       map[string][]byte            // what of the image lies below them, by path; nil for nothing
-	ChipState   []byte
-	ChipChanged bool
+	Agent      *agent.Agent
+	Log        []byte
+	counted    string // path of the UKI that was started, when its tries were counted
+	image      string // path of the UKI that was started
+	StartFile  string // the boot manager starts this path; or "" for what it chooses
+	OpenVolume *[32]byte
+	snapshot   *rootSnapshot
+	// snapshotMade: in this boot.
+	snapshotMade bool
+	openVerity   bool
+	before       *verity.Root  // of the image that is open beside it
+	Carried      []upper.Carry // what systems have taken over
+	Mounted      []string
+	images       kernelImages
+	Overlaid     map[string]map[string]string // what overlays over the system show, by their place and by path
+	Laid         map[string][]byte            // the last start's, over the image's, by name
+	below        map[string][]byte            // what of the image lies below them, by path; nil for nothing
+	ChipState    []byte
+	ChipChanged  bool
 
 	Ops      []string
 	durable  int // counts what no cut takes back
@@ -405,7 +407,7 @@ func (m *Machine) Boot() (end string) {
 		m.T.Fatal(err)
 	}
 	m.ChipChanged = true
-	m.before, m.Laid, m.snapshot = nil, nil, nil
+	m.before, m.Laid, m.snapshot, m.snapshotMade = nil, nil, nil, false
 	m.OpenVolume, m.openVerity, m.Mounted, m.Listening, m.collected, m.hidden, m.NoModules = nil, false, nil, false, false, false, false
 	maps.Copy(m.Vars, m.Restores)
 	chosen, counted, err := m.Start()

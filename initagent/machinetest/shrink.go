@@ -227,6 +227,7 @@ func (p mapper) OpenSnapshot(s hw.Snapshot) (string, error) {
 	if _, err := store.ReadAt(head, 0); err != nil || !block.IsZero(head) {
 		p.m.T.Error("the store of the snapshot was not emptied")
 	}
+	p.m.snapshotMade = true
 	p.m.snapshot = &rootSnapshot{name: s.Name, size: store.Size()}
 	p.m.snapshot.store, err = shrinktest.New(store)
 	return snapshotNode, err
@@ -241,6 +242,32 @@ func (p mapper) SnapshotUse(name string) (int64, error) {
 		return 0, shrink.ErrOverflow
 	}
 	return p.m.snapshot.used, nil
+}
+
+// checkOrder is called before a write: the header may say that a store waits only once all of
+// the store is on the disk. The write to the header is the first one after the snapshot.
+func (m *Machine) checkOrder(off int64) {
+	if !m.snapshotMade {
+		return
+	}
+	table, _, err := m.Table()
+	if err != nil {
+		return
+	}
+	within := func(r layout.Role, off, size int64) bool {
+		p, err := layout.Find(table, r)
+		at, length := table.Bytes(p)
+		return err == nil && off >= at && off < at+min(length, size)
+	}
+	if !within(layout.Root, off, 2*luks2.DataOffset) {
+		return
+	}
+	for _, w := range m.Disk.pending {
+		if within(m.Agent.State.Booted.Other().System(), w.Off, layout.MaxSlot) {
+			m.T.Error("the root partition is written to before the store is on the disk")
+			return
+		}
+	}
 }
 
 // openAt checks the device that a volume is opened on.
