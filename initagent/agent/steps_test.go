@@ -36,7 +36,7 @@ func TestEveryStepHasARow(t *testing.T) {
 
 // The step that a boot stopped in is the last one that failed.
 func TestEndings(t *testing.T) {
-	want := []bootflow.Kind{bootflow.MountState, bootflow.AddExtensions, bootflow.CarryState, bootflow.RestoreState, bootflow.KeepHome, bootflow.AskKey, bootflow.Unlock, bootflow.Enroll, bootflow.OpenVerity}
+	want := []bootflow.Kind{bootflow.MountState, bootflow.AddExtensions, bootflow.CarryState, bootflow.GrowSlots, bootflow.RestoreState, bootflow.KeepHome, bootflow.AskKey, bootflow.Unlock, bootflow.Enroll, bootflow.OpenVerity}
 	if got := endings(); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
