@@ -39,6 +39,9 @@ type Abilities struct {
 	// Others: where an installer has left the wish that other systems go on starting with
 	// Secure Boot on, its first start asks for it.
 	Others bool `json:"others,omitempty"`
+	// Grow: it makes the slots of its machine larger where that is asked for, for a release
+	// with a larger SlotSize.
+	Grow bool `json:"grow_slots,omitempty"`
 
 	// ESPSize is the size in bytes of the EFI system partition that an installation of
 	// the release makes; 0 stands for layout.ESPSize. It is here and not in the contract
@@ -75,7 +78,7 @@ func validESP(size int64) bool { return size == 0 || layout.ValidESP(size) }
 // Own are the abilities of this source tree; policy.RecordNewest is checked against
 // them by a test.
 func Own() Abilities {
-	return Abilities{PolicyRecord: 2, NewSecret: 4, Revocations: true, Beside: true, Others: true}
+	return Abilities{PolicyRecord: 2, NewSecret: 4, Revocations: true, Beside: true, Others: true, Grow: true}
 }
 
 // before are the abilities of releases that say nothing of them.

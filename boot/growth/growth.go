@@ -28,6 +28,10 @@ const MaxSize = 4 << 10
 // otherwise do so for ever.
 const MaxTries = 3
 
+// Reserve is what the root partition's file system has to have left, in bytes, for the running
+// system to go on.
+const Reserve = 64 << 20
+
 const format = 1
 
 // Who has asked.

@@ -26,9 +26,6 @@ const (
 	OutcomeFile = rootpart.Shared + "/" + growth.OutcomeName
 )
 
-// reserve is what the file system has to have left, in bytes, for the running system to go on.
-const reserve = 64 << 20
-
 // A Result is what became of the machine.
 type Result struct {
 	Grown  bool // the partition table is another one, which the kernel reads at the next start
@@ -156,9 +153,9 @@ func (g *grower) look() error {
 	if err != nil {
 		return err
 	}
-	if missing := end - g.target + reserve - have.Free; missing > 0 {
+	if missing := end - g.target + growth.Reserve - have.Free; missing > 0 {
 		return refusal{fmt.Errorf("the root partition is too full: the slots take %d MiB of it, of which %d MiB are free, and %d MiB must stay free; delete %d MiB, and ask again",
-			(end-g.target)>>20, have.Free>>20, int64(reserve)>>20, layout.AlignUp(missing)>>20), layout.AlignUp(missing)}
+			(end-g.target)>>20, have.Free>>20, int64(growth.Reserve)>>20, layout.AlignUp(missing)>>20), layout.AlignUp(missing)}
 	}
 	return g.lookForTools()
 }
