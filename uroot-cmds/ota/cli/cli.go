@@ -50,6 +50,7 @@ const usage = `usage: ota COMMAND [--json] [--help] ...
   rollback give up what was installed last
   retry    try a version again that has failed or was given up
   restart  restart into what was fetched
+  grow     make the slots larger, for a release that does not fit them
   extension list, enable or disable system extensions of the release
   channel  show the channel that is followed, or follow another
   report   show what the distributor is told of the last update, and allow it
@@ -80,6 +81,7 @@ type call struct {
 	machine *machine.Machine
 	json    *bool
 	from    *string
+	to      *string
 	now     *bool
 	auto    *bool
 	failed  *bool
@@ -112,6 +114,7 @@ func commands() map[string]command {
 		"rollback":  {rollbackUsage, rollback},
 		"retry":     {retryUsage, retry},
 		"restart":   {restartUsage, restart},
+		"grow":      {growUsage, grow},
 		"channel":   {channelUsage, channel},
 		"extension": {extensionUsage, extensionOf},
 		"report":    {reportUsage, reportOf},
@@ -148,6 +151,9 @@ func (c command) call(ctx context.Context, args []string, s Streams, open func()
 		on.follow = f.Bool("follow", false, "")
 	case "restart":
 		on.auto = f.Bool("auto", false, "")
+	case "grow":
+		on.from, on.to = f.String("from", "", ""), f.String("to", "", "")
+		on.yes, on.cancel = f.Bool("yes", false, ""), f.Bool("cancel", false, "")
 	case "notes":
 		on.summary = f.Bool("summary", false, "")
 	case "history":

@@ -24,7 +24,11 @@ func restart(ctx context.Context, c *call) (any, error) {
 		do = c.machine.RestartWhenDue
 	}
 	r, err := do(ctx)
-	if err == nil && r.Due {
+	switch {
+	case err != nil || !r.Due:
+	case r.Version == 0:
+		fmt.Fprintf(c.out, "the machine restarts to make its slots larger: %s\n", plain(r.Reason))
+	default:
 		fmt.Fprintf(c.out, "the machine restarts into version %s: %s\n", r.Version, plain(r.Reason))
 	}
 	return r, err

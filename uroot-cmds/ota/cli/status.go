@@ -91,6 +91,7 @@ func show(w io.Writer, s *machine.Status) {
 	if s.Staged != nil {
 		fmt.Fprintf(w, "version %s is fetched into slot %s: the next start tries it\n", s.Staged.Version, s.Staged.Slot)
 	}
+	showGrown(w, s.Grown)
 	if s.Fetching != 0 {
 		fmt.Fprintf(w, "version %s is partly fetched: `ota fetch` goes on\n", s.Fetching)
 	}

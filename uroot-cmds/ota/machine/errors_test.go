@@ -97,7 +97,7 @@ func TestTells(t *testing.T) {
 			}
 		}},
 		{"fetch: a release for another image", "other", "tell the distributor", other(func(r *release.Release) { r.ImageID = "other" })},
-		{"fetch: a release that does not fit the slot", "system partitions have", "only a new installation", other(func(r *release.Release) { r.ImageSize, r.SlotSize = 64<<20, 64<<20 })},
+		{"fetch: a release that does not fit the slot", "needs slots of 64 MiB", "`ota grow` makes them larger", other(func(r *release.Release) { r.ImageSize, r.SlotSize = 64<<20, 64<<20 })},
 		{"fetch: an epoch that is too low", "epoch", "wait for a release of epoch 5", func(w *world) {
 			w.two.Contract.Epoch = 5
 			w.boot(layout.SlotA, w.two)

@@ -316,13 +316,7 @@ func enough(what string, need, free int64) error {
 func mebibytes(n int64) int64 { return (n + 1<<20 - 1) >> 20 }
 
 // free is how many bytes the root partition has left.
-func (u *update) free() (int64, error) {
-	var s unix.Statfs_t
-	if err := unix.Statfs(u.state(u.running), &s); err != nil {
-		return 0, fmt.Errorf("free space: %w", err)
-	}
-	return int64(min(s.Bavail, 1<<50/uint64(max(s.Bsize, 1)))) * s.Bsize, nil
-}
+func (u *update) free() (int64, error) { return u.Machine.free(u.running) }
 
 // allocated is what a file takes on the disk, in bytes: not what it says.
 func allocated(info fs.FileInfo) int64 {

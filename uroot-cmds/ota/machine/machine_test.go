@@ -149,7 +149,7 @@ func TestFetchRefused(t *testing.T) {
 				r.ImageSize, r.SlotSize = 64<<20, 64<<20
 			}})
 			w.site.Publish(r, nil)
-		}, "system partitions have 32 MiB", nil},
+		}, "this machine's have 32 MiB: `ota grow`", nil},
 		"no server": {func(w *world) { w.write("etc/halogen/ota.conf", nil) }, "no server is set", nil},
 		"no root partition": {func(w *world) {
 			must(w.t, os.RemoveAll(w.path(stateDirectory)))

@@ -33,14 +33,22 @@ func (m *Machine) RestartWhenDue(ctx context.Context) (*Restarting, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s == nil {
+	grown, err := m.grown(r)
+	if err != nil {
+		return nil, err
+	}
+	asked := grown != nil && grown.Request != nil
+	if s == nil && !asked {
 		return &Restarting{Reason: "no release waits for a restart"}, nil
 	}
 	set, err := m.Settings()
 	if err != nil {
 		return nil, err
 	}
-	out := &Restarting{Version: s.Version}
+	out := &Restarting{}
+	if s != nil {
+		out.Version = s.Version
+	}
 	if out.Due, out.Reason = set.Restart.Due(m.Use(ctx)); !out.Due {
 		return out, nil
 	}
@@ -51,6 +59,9 @@ func (m *Machine) RestartWhenDue(ctx context.Context) (*Restarting, error) {
 
 // message is what those who are logged in are told.
 func message(s *statefiles.Staged) string {
+	if s == nil {
+		return "The machine restarts and makes room for a larger release of its system."
+	}
 	return fmt.Sprintf("The machine restarts into version %s of its system.", s.Version)
 }
 

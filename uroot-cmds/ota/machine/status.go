@@ -75,6 +75,8 @@ type Status struct {
 	Aside    *snapshot.Aside  `json:"set_aside,omitempty"`
 	// GoesBack: the next start puts directories back.
 	GoesBack bool `json:"goes_back,omitempty"`
+	// Grown is whether larger slots are asked for, or what came of that; nil for neither.
+	Grown *Grown `json:"grown,omitempty"`
 	// Left is what going back had set aside before the last update, and what holds
 	// subvolumes of others.
 	Left []string `json:"left,omitempty"`
@@ -147,6 +149,9 @@ func (m *Machine) stateStatus(r *Running, s *Status) error {
 		return err
 	}
 	s.Fetching = m.partly(r, s)
+	if s.Grown, err = m.grown(r); err != nil {
+		s.Warnings = append(s.Warnings, err.Error())
+	}
 	if r.Contract.RootFileSystem != "btrfs" {
 		return nil
 	}

@@ -306,7 +306,10 @@ func (u *update) look(ctx context.Context) (*Outcome, *archive.Head, error) {
 	if head != nil {
 		out.Size = head.ArchiveSize()
 	}
-	if err := d.Err(); err != nil {
+	if d.SlotSize != 0 {
+		u.needsSlots(&out.Decision, u.meter != nil)
+	}
+	if err := out.Err(); err != nil {
 		return out, nil, err
 	}
 	if d.Verdict == offer.Take && u.Version != 0 && d.Version != u.Version {

@@ -27,6 +27,9 @@ type Decision struct {
 	Verdict Verdict          `json:"verdict"`
 	Version contract.Version `json:"version,omitempty"` // that is offered
 	Reason  string           `json:"reason"`
+	// SlotSize is what the machine's slots must have for it, in bytes, where they have less
+	// and that is why it is refused; 0 elsewhere.
+	SlotSize int64 `json:"needs_slot_size,omitempty"`
 }
 
 // Refused is a Decision that is an error to the one who wanted the release.
@@ -120,8 +123,12 @@ func (s *Self) ByRelease(r *release.Release, e manifest.Entry, channel manifest.
 	case r.Epoch < max(s.Floor, running.Epoch):
 		d.Reason = fmt.Sprintf("version %s has epoch %d, and this machine's floor is %d: it has been replaced for security reasons, and could not unlock this machine's data; wait for a release of epoch %d or higher", r.Version, r.Epoch, max(s.Floor, running.Epoch), max(s.Floor, running.Epoch))
 	default:
-		if d.Reason = s.fits(r); d.Reason == "" {
-			return s.ByVersion(e, channel)
+		known := s.ByVersion(e, channel)
+		if d.Reason = s.fits(r); d.Reason == "" || known.Verdict != Take {
+			return known // a release that is not to be taken asks for nothing
+		}
+		if r.SlotSize > s.SlotSize {
+			d.SlotSize = r.SlotSize
 		}
 	}
 	return d
@@ -133,8 +140,8 @@ func (s *Self) fits(r *release.Release) string {
 	switch {
 	case err != nil:
 		return err.Error()
-	case s.SlotSize != 0 && r.ImageSize > s.SlotSize:
-		return fmt.Sprintf("the system image of version %s has %d MiB, and this machine's system partitions have %d MiB: only a new installation makes larger ones; ask the distributor", r.Version, layout.AlignUp(r.ImageSize)>>20, s.SlotSize>>20)
+	case s.SlotSize != 0 && r.SlotSize > s.SlotSize:
+		return fmt.Sprintf("version %s needs slots of %d MiB, and this machine's have %d MiB: `ota grow` makes them larger", r.Version, layout.AlignUp(r.SlotSize)>>20, s.SlotSize>>20)
 	case s.TreeSize != 0 && tree > s.TreeSize:
 		return fmt.Sprintf("the hash tree of version %s takes %d MiB, and this machine's partition for it has %d MiB: only a new installation makes a larger one; ask the distributor", r.Version, layout.AlignUp(tree)>>20, s.TreeSize>>20)
 	}

@@ -44,15 +44,23 @@ func TestDecide(t *testing.T) {
 		"none of them":    {func(_ *Self, _ *release.Release, e *manifest.Entry) { e.Limited = true }, Later, "0 % of the machines first"},
 		"impatient":       {func(s *Self, _ *release.Release, e *manifest.Entry) { e.Limited, s.Impatient = true, true }, Take, "newer"},
 		"all of them":     {func(_ *Self, _ *release.Release, e *manifest.Entry) { e.Limited, e.Percent = true, 100 }, Take, "newer"},
-		"too large":       {func(_ *Self, r *release.Release, _ *manifest.Entry) { r.ImageSize = 9 << 20 }, Refuse, "system partitions have 8 MiB"},
-		"too many blocks": {func(s *Self, _ *release.Release, _ *manifest.Entry) { s.TreeSize = 4096 }, Refuse, "partition for it has 0"},
-		"sizes unknown":   {func(s *Self, _ *release.Release, _ *manifest.Entry) { s.SlotSize, s.TreeSize = 0, 0 }, Take, "newer"},
+		"too large":       {func(_ *Self, r *release.Release, _ *manifest.Entry) { r.ImageSize, r.SlotSize = 9<<20, 16<<20 }, Refuse, "needs slots of 16 MiB, and this machine's have 8 MiB: `ota grow`"},
+		"larger slots":    {func(_ *Self, r *release.Release, _ *manifest.Entry) { r.SlotSize = 16 << 20 }, Refuse, "`ota grow`"},
+		"larger and failed": {func(_ *Self, r *release.Release, e *manifest.Entry) {
+			r.SlotSize, r.Version, e.Version = 16<<20, 12, 12
+		}, Spent, "it hung"},
+		"slots that suffice": {func(_ *Self, r *release.Release, _ *manifest.Entry) { r.SlotSize = 8 << 20 }, Take, "newer"},
+		"too many blocks":    {func(s *Self, _ *release.Release, _ *manifest.Entry) { s.TreeSize = 4096 }, Refuse, "partition for it has 0"},
+		"sizes unknown":      {func(s *Self, _ *release.Release, _ *manifest.Entry) { s.SlotSize, s.TreeSize = 0, 0 }, Take, "newer"},
 	} {
 		s, r, e := base()
 		c.change(s, r, &e)
 		d := s.ByRelease(r, e, manifest.Stable)
 		if d.Verdict != c.verdict || !strings.Contains(d.Reason, c.reason) || d.Version != e.Version {
 			t.Errorf("%s: %+v, want %s, %q", name, d, c.verdict, c.reason)
+		}
+		if needs := strings.Contains(c.reason, "ota grow"); needs != (d.SlotSize == 16<<20) || !needs && d.SlotSize != 0 {
+			t.Errorf("%s: it needs slots of %d bytes", name, d.SlotSize)
 		}
 		refused := c.verdict == Refuse || c.verdict == Spent
 		if _, is := errors.AsType[*Refused](d.Err()); is != refused {

@@ -18,7 +18,7 @@ func TestManual(t *testing.T) {
 	for _, key := range regexp.MustCompile(`(?m)^\tcase "(\w+)":$`).FindAllStringSubmatch(string(source), -1) {
 		want = append(want, key[1])
 	}
-	if len(want) != 13 {
+	if len(want) != 14 {
 		t.Errorf("the source reads the keys %q", want)
 	}
 	testkit.Explains(t, "ota.conf.5", want)

@@ -61,14 +61,25 @@ type Settings struct {
 	ReportTo string `json:"report_to"`
 	// Restart says whether the machine restarts by itself into what was fetched.
 	Restart when.Restart `json:"restart"`
+	// Grow says whether the machine asks by itself for the larger slots that a release needs.
+	Grow Grow `json:"grow"`
 }
+
+// A Grow says who asks for larger slots.
+type Grow string
+
+// The choices of Grow=.
+const (
+	GrowAsk  Grow = "ask"  // somebody does, by `ota grow`
+	GrowAuto Grow = "auto" // a fetch does, where a release needs them
+)
 
 // DefaultUserAgent is what the server sees. It says nothing about the machine.
 const DefaultUserAgent = "halogen-ota/1"
 
 // Load reads what the image and the owner say; either may be empty.
 func Load(image, owner []byte) (Settings, error) {
-	s := Settings{Channel: manifest.Stable, UserAgent: DefaultUserAgent, SignedManifest: Auto, When: when.Usual(), Restart: when.Ask}
+	s := Settings{Channel: manifest.Stable, UserAgent: DefaultUserAgent, SignedManifest: Auto, When: when.Usual(), Restart: when.Ask, Grow: GrowAsk}
 	for _, file := range []struct {
 		name string
 		text []byte
@@ -160,6 +171,10 @@ func (s *Settings) set(key, value string) (err error) {
 		s.ReportTo, err = reportTo(value)
 	case "Restart":
 		s.Restart, err = when.ParseRestart(value)
+	case "Grow":
+		if s.Grow = Grow(value); s.Grow != GrowAsk && s.Grow != GrowAuto {
+			err = fmt.Errorf("is %.60q, want ask or auto", value)
+		}
 	case "RequireSignedManifest":
 		switch d := Demand(value); d {
 		case Always, Never, Auto:

@@ -13,7 +13,7 @@ func TestLoad(t *testing.T) {
 	image := "# the distributor's\nServer=https://updates.example.org/os/\nChannel=beta\nRequireSignedManifest=yes\nFuture=1\n"
 	owner := "\n  RateLimit = 500K \nUserAgent=\"my machine\"\nChannel='alpha'\n"
 	got, err := Load([]byte(image), []byte(owner))
-	want := Settings{Server: "https://updates.example.org/os", Channel: manifest.Alpha, RateLimit: 500 << 10, UserAgent: "my machine", SignedManifest: Always, When: when.Usual(), Restart: when.Ask}
+	want := Settings{Server: "https://updates.example.org/os", Channel: manifest.Alpha, RateLimit: 500 << 10, UserAgent: "my machine", SignedManifest: Always, When: when.Usual(), Restart: when.Ask, Grow: GrowAsk}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -51,6 +51,7 @@ func TestLoadRefused(t *testing.T) {
 		"FetchMetered=1":                   "want yes or no",
 		"BatteryAbove=half":                "not a percentage",
 		"QuietHours=8 to 18":               "like 08:00-18:00",
+		"Grow=yes":                         "want ask or auto",
 		"Restart=always":                   "want ask, idle or night",
 		"MaxLoad=-1":                       "not a load",
 		"Server":                           "not KEY=VALUE",
