@@ -130,6 +130,7 @@ func (r *reader) keys() map[string]map[string]func(string) error {
 			"Epoch":               r.epoch,
 			"ESPSize":             r.espSize,
 			"SlotSize":            r.slotSize,
+			"GrowSlots":           r.growSlots,
 			"Compression":         r.compression,
 			"Modules":             r.plainModules,
 			"BootManager":         r.path(&r.config.BootManager),

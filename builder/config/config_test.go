@@ -53,6 +53,7 @@ ImageID=my-os
 Epoch=3
 ESPSize=1G
 SlotSize=512M
+GrowSlots=yes
 Compression=zstd,12
 BootManager=/boot/manager.efi
 ReleaseKey=none
@@ -82,7 +83,7 @@ Modules=nvme
 			OSRelease: "ID=x\nNAME=\"X", // '#' after a space starts a comment, as for ukify
 			Cmdline:   "console=tty0 quiet lockdown=integrity " + ending,
 		},
-		Image: Image{ImageID: "my-os", Arch: "x86_64", Epoch: 3, ESPSize: 1 << 30, SlotSize: 512 << 20, Compression: "zstd,12", BootManager: "/boot/manager.efi", ModuleTrust: TrustByKernel},
+		Image: Image{ImageID: "my-os", Arch: "x86_64", Epoch: 3, ESPSize: 1 << 30, SlotSize: 512 << 20, GrowSlots: true, Compression: "zstd,12", BootManager: "/boot/manager.efi", ModuleTrust: TrustByKernel},
 		Machine: Machine{
 			SecureBoot: contract.Optional, TPM: contract.Optional, VendorKeys: contract.VendorMicrosoft,
 			RootPartitionFormat: "btrfs", WatchdogSeconds: 90, Swap: 1536 << 20, FirstStart: AskAtFirstStart,
@@ -191,6 +192,7 @@ func TestRefuses(t *testing.T) {
 		{"ESP of no whole MiB", "[Image]\nESPSize=1048577K\n", 2, "multiple"},
 		{"ESP without end", "[Image]\nESPSize=17G\n", 2, "to 16G"},
 		{"ESP of no size", "[Image]\nESPSize=large\n", 2, "ESPSize"},
+		{"slots that grow maybe", "[Image]\nGrowSlots=maybe\n", 2, "neither yes nor no"},
 		{"slot size without a unit it knows", "[Image]\nSlotSize=4X\n", 2, "SlotSize"},
 		{"slot size of no whole MiB", "[Image]\nSlotSize=1500K\n", 2, "multiple"},
 		{"slot size that overflows", "[Image]\nSlotSize=9999999999T\n", 2, "SlotSize"},

@@ -13,11 +13,14 @@ import (
 // Image is what the system image and the release are: of the section [Image], what the
 // build decides by.
 type Image struct {
-	ImageID     string
-	Arch        string
-	Epoch       uint64
-	ESPSize     int64  // bytes of the EFI system partition
-	SlotSize    int64  // bytes
+	ImageID  string
+	Arch     string
+	Epoch    uint64
+	ESPSize  int64 // bytes of the EFI system partition
+	SlotSize int64 // bytes
+	// GrowSlots allows a SlotSize that is larger than that of releases before: machines
+	// make their slots larger, where their owners agree.
+	GrowSlots   bool
 	Compression string // as mkfs.erofs -z takes it; empty for none
 	// PlainModules says that the kernel's modules lie in the image without compression.
 	PlainModules bool

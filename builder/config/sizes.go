@@ -32,6 +32,14 @@ func (r *reader) slotSize(value string) error {
 	return nil
 }
 
+// growSlots takes whether machines may have to make their slots larger.
+func (r *reader) growSlots(value string) error {
+	if r.config.GrowSlots = value == "yes"; !r.config.GrowSlots && value != "no" {
+		return fmt.Errorf("%.80q is neither yes nor no", value)
+	}
+	return nil
+}
+
 // leastSwap and mostSwap bound Swap, in bytes.
 const (
 	leastSwap = 16 << 20

@@ -31,13 +31,8 @@ const (
 // they have pinned its key, and go neither back nor to another image.
 func (b *build) follow(context.Context) error {
 	b.past = slices.Clone(b.Past)
-	for _, r := range b.past {
-		if b.Config.SlotSize > r.Slot {
-			return fmt.Errorf("SlotSize is %d MiB, but machines with release %s have system partitions of %d MiB", b.Config.SlotSize>>20, r.Version, r.Slot>>20)
-		}
-	}
 	if b.Previous == "" {
-		return nil
+		return b.slotsOfMachines()
 	}
 	was, takes, err := previousContract(filepath.Join(b.Previous, release.UKIFile))
 	if err != nil {
@@ -51,11 +46,34 @@ func (b *build) follow(context.Context) error {
 		return fmt.Errorf("version %s is not newer than %s of the previous build", b.Version, was.Version)
 	case c.Epoch < was.Epoch:
 		return fmt.Errorf("epoch %d is lower than %d of the previous build", c.Epoch, was.Epoch)
-	case c.SlotSize > was.SlotSize:
-		return fmt.Errorf("SlotSize is %d bytes, but machines with the previous build have system partitions of %d", c.SlotSize, was.SlotSize)
 	}
 	b.past = append(b.past, takes)
+	if err := b.slotsOfMachines(); err != nil {
+		return err
+	}
 	return samePinned(was.ReleaseKey, c.ReleaseKey)
+}
+
+// slotsOfMachines refuses a SlotSize that machines with a release before would not take: a
+// smaller one, and without GrowSlots a larger one. With it, it says which of the releases
+// cannot make slots larger.
+func (b *build) slotsOfMachines() error {
+	size, smaller := b.Config.SlotSize, false
+	for _, r := range b.past {
+		switch {
+		case size < r.Slot:
+			return fmt.Errorf("SlotSize is %d MiB, and that of release %s is %d MiB: slots become larger and never smaller, so make it %[3]d MiB or more", size>>20, r.Version, r.Slot>>20)
+		case size > r.Slot && !b.Config.GrowSlots:
+			return fmt.Errorf("SlotSize is %d MiB, but machines with release %s have system partitions of %d MiB. GrowSlots=yes in [Image] has them make their slots larger, where their owners agree and the root partition has the room", size>>20, r.Version, r.Slot>>20)
+		}
+		smaller = smaller || size > r.Slot
+	}
+	if text := room.Unable(size, b.past); text != "" {
+		b.Progress.Note("WARNING: %s", text)
+	} else if smaller {
+		b.Progress.Note("machines with slots of less than %d MiB take this release once `ota grow` has made them larger", size>>20)
+	}
+	return nil
 }
 
 // pinnable refuses a release key that machines could not use, before they have it

@@ -76,6 +76,17 @@ func TestPastRefused(t *testing.T) {
 	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "SlotSize is 16 MiB, but machines with release 3 have system partitions of 15 MiB") {
 		t.Error(err)
 	}
+	o.Config.GrowSlots = true
+	var said strings.Builder
+	o.Progress = NewProgress(&said)
+	o.Past = append(o.Past, room.Release{Version: 4, Slot: 15 << 20, ESP: layout.ESPSize, Grows: true})
+	if _, err := Build(t.Context(), o); err != nil || !strings.Contains(said.String(), "1 of 2 releases before (50 %) cannot make their slots larger: 3. ") {
+		t.Errorf("%v; it says %s", err, said.String())
+	}
+	o.Past[0].Slot = 17 << 20
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "never smaller, so make it 17 MiB or more") {
+		t.Error(err)
+	}
 	const uki, manager = 300 << 20, 200 << 10
 	if err := fitsESP(uki, manager, 1<<30, 1<<30); err != nil {
 		t.Error(err)

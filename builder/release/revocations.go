@@ -12,6 +12,7 @@ import (
 	"halogenos.internal/boot/secureboot"
 	"halogenos.internal/boot/uki"
 	"halogenos.internal/builder/files"
+	"halogenos.internal/builder/room"
 )
 
 // ReadRevocations reads a file of entries for dbx.
@@ -90,11 +91,14 @@ func (b *build) readBy(able contract.Abilities) error {
 	return nil
 }
 
-// warnOf says when an entry stops what machines fall back to from a trial. They refuse it
-// for as long as they have it.
+// warnOf says when an entry stops what machines fall back to from a trial, which they refuse for
+// as long as they have it, and when machines cannot make their slots as large as is wanted.
 func (b *build) warnOf(old *published, note func(string, ...any)) {
 	if old.release == nil {
 		return
+	}
+	if text := room.Unable(b.release.SlotSize, []room.Release{room.Of(old.release, old.able)}); text != "" {
+		note("WARNING: %s", text)
 	}
 	for _, f := range old.release.Files {
 		if len(f.Authenticode) > 0 && b.release.DBX().Revokes(secureboot.Hash([16]byte{}, [32]byte(f.Authenticode))) {

@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"halogenos.internal/boot/contract"
 	"halogenos.internal/boot/release"
@@ -44,18 +45,20 @@ type Release struct {
 	// Slot and ESP are what machines have whose first release it was, or, for the ESP,
 	// one before it.
 	Slot, ESP int64
+	// Grows says that its machines can make their slots larger.
+	Grows bool
 }
 
 // Of returns what a release takes, whose UKI has these abilities.
 func Of(r *release.Release, able contract.Abilities) Release {
 	uki, _ := r.File(release.UKIFile)
 	manager, _ := r.File(release.BootManagerFile)
-	return Release{r.Version, r.ImageSize, uki.Size, manager.Size, r.SlotSize, able.SmallestESP()}
+	return Release{r.Version, r.ImageSize, uki.Size, manager.Size, r.SlotSize, able.SmallestESP(), able.Grow}
 }
 
 // OfUKI returns what a release takes as far as its UKI of so many bytes tells.
 func OfUKI(c *contract.Contract, size int64, able contract.Abilities) Release {
-	return Release{Version: c.Version, Image: c.ImageSize, UKI: size, Slot: c.SlotSize, ESP: able.SmallestESP()}
+	return Release{Version: c.Version, Image: c.ImageSize, UKI: size, Slot: c.SlotSize, ESP: able.SmallestESP(), Grows: able.Grow}
 }
 
 // A Share is how much of a partition a release takes.
@@ -156,6 +159,22 @@ func Fits(is, on Release) error {
 		return fmt.Errorf("its UKI has %s, and machines with an EFI system partition of %d MiB have room for %s: build it with fewer modules, or a smaller kernel or splash", mebibytes(is.UKI), on.ESP>>20, mebibytes(most))
 	}
 	return nil
+}
+
+// Unable says which releases have machines with slots of less than size bytes that cannot make
+// them larger; empty where there are none. Those machines have to run another release first.
+func Unable(size int64, past []Release) string {
+	var names []string
+	for _, r := range past {
+		if r.Slot < size && !r.Grows {
+			names = append(names, r.Version.String())
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d releases before (%d %%) cannot make their slots larger: %s. Their machines refuse this one: let them take a release with the SlotSize that they have, built by this halogen, and make that a step ('halogen release step')",
+		len(names), len(past), len(names)*100/len(past), strings.Join(names, ", "))
 }
 
 // Abilities returns what a UKI says of its ESP, for a release with one of size bytes after
