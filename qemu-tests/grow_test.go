@@ -165,7 +165,7 @@ func grows(t *testing.T, image, next, fileSystem string) *Guest {
 
 // TestGrow makes the slots of a machine with ext4 larger for a release that does not fit them,
 // goes back to the one before, and on to the next.
-// FAULTS 135
+// FAULTS 116
 func TestGrow(t *testing.T) {
 	t.Parallel()
 	g := grows(t, "grow-1", "grow-2", "ext4")
@@ -186,7 +186,7 @@ func TestGrow(t *testing.T) {
 }
 
 // TestGrowBtrfs is TestGrow with btrfs, which the kernel makes smaller.
-// FAULTS 135
+// FAULTS 116
 func TestGrowBtrfs(t *testing.T) {
 	t.Parallel()
 	g := grows(t, "grow-btrfs-1", "grow-btrfs-2", "btrfs")
@@ -198,7 +198,7 @@ func TestGrowBtrfs(t *testing.T) {
 
 // TestGrowCuts cuts the power at ten moments of the start that makes the slots larger: each
 // machine is cut twice, and then goes on to what an undisturbed one comes to.
-// FAULTS 135
+// FAULTS 116
 func TestGrowCuts(t *testing.T) {
 	t.Parallel()
 	p := small(t, "grow-1")

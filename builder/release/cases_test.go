@@ -339,7 +339,6 @@ func TestRefusedByMachines(t *testing.T) {
 	o := w.options(w.build(1, "", ""), "")
 	w.publish(o)
 	for say, change := range map[string][]string{
-		"slots of 32 MiB":     {"SlotSize=16M", "SlotSize=32M"},
 		"slots of 15 MiB":     {"SlotSize=16M", "SlotSize=15M"},
 		"without Secure Boot": {"ReleaseKey=none", "ReleaseKey=none\nSecureBoot=optional"},
 		"without a TPM":       {"ReleaseKey=none", "ReleaseKey=none\nTPM=optional"},

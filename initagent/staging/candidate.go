@@ -149,6 +149,12 @@ func (s *stager) checkSlot(c *candidate) error {
 	if err := layout.CheckRoom(s.Table, c.slot, c.contract.ImageSize, tree); err != nil {
 		return fetched.Refused(err)
 	}
+	// Neither slot may be smaller: the release after it goes to the other one.
+	for _, role := range []layout.Role{c.slot.System(), c.slot.Other().System()} {
+		if have, err := layout.Size(s.Table, role); err == nil && have < c.contract.SlotSize {
+			return fetched.Refuse("it wants slots of %d MiB, and the partition %s has %d: `ota grow` makes the slots larger", c.contract.SlotSize>>20, role, have>>20)
+		}
+	}
 	data, err := s.Disks.OpenPartition(s.Disk, c.slot.System(), false)
 	if err != nil {
 		return err

@@ -112,7 +112,7 @@ func TestOffersRefused(t *testing.T) {
 		"an older release": {place(old), "holds version 1"},
 		"another UKI":      {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.Epoch = 3 } })), "epoch is 3 in release.json and 0 in the UKI's"},
 		"another image ":   {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.RootHash[0] ^= 1 } })), "root hash is"},
-		"too large":        {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.SlotSize, r.ImageSize = 1<<30, 1<<30 } })), "system partitions have 32 MiB"},
+		"too large":        {place(make(func(s *otatest.Spec) { s.Change = func(r *release.Release) { r.SlotSize, r.ImageSize = 1<<30, 1<<30 } })), "this machine's have 32 MiB: `ota grow`"},
 		"version 2^63":     {text("STABLE=9223372036854775808"), "version"},
 		"version -1":       {text("STABLE=-1"), "version"},
 		"version 02":       {text("STABLE=02"), "version"},

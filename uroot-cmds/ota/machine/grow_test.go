@@ -117,7 +117,7 @@ func TestGrowAuto(t *testing.T) {
 	}
 }
 
-// FAULTS 2: what the boot would refuse or put off is said before.
+// What the boot would refuse or put off is said before. FAULTS 116
 func TestMayNotGrow(t *testing.T) {
 	t.Parallel()
 	for want, change := range map[string]func(w *world){
