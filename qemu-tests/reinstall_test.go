@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 
 	"halogenos.internal/builder/install"
@@ -29,7 +30,7 @@ func TestReinstall(t *testing.T) {
 	g.reinstall()
 	g.Expect(`[1-9][0-9]? *% *[0-9]+ *of`)
 	g.PowerCut()
-	if after := keptRoot(t, g.State()); after != before {
+	if after := keptRoot(t, g.State()); !reflect.DeepEqual(after, before) {
 		t.Fatalf("after the cut the root partition is %+v, and was %+v", after, before)
 	}
 	g.PowerOn()
@@ -40,7 +41,7 @@ func TestReinstall(t *testing.T) {
 	g.send("\r")
 	g.Expect(`take the stick out`)
 	g.PowerCut() // and it was taken out
-	if after := keptRoot(t, g.State()); after != before {
+	if after := keptRoot(t, g.State()); !reflect.DeepEqual(after, before) {
 		t.Fatalf("the root partition is %+v, and was %+v", after, before)
 	}
 	g.VM.Disks = nil
