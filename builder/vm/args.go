@@ -71,10 +71,11 @@ func arguments(o Options, fw Firmware, can Abilities) ([]string, error) {
 // element at a time: a processor that says that it is fast with those of bytes (ERMS,
 // FSRM) has the kernel copy and erase memory by bytes and not by words, which takes a
 // sixth of a boot. The gathers of AVX2 that Mesa makes pictures with read from wrong addresses
-// in it (seen with 7.2): GNOME's first start ended by a fault in memory.
+// in it (seen with 7.2): GNOME's first start ended by a fault in memory. What has VAES has
+// AVX2, too, for Qt: without the one the other must not be there.
 func cpuModel(accel string) string {
 	if name, _, _ := strings.Cut(accel, ","); name == "tcg" {
-		return "max,erms=off,fsrm=off,avx2=off"
+		return "max,erms=off,fsrm=off,avx2=off,vaes=off,vpclmulqdq=off"
 	}
 	return "host"
 }
