@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// btrfsSize is that of the file systems in bytes; btrfs makes none smaller than 256 MiB.
-const btrfsSize = 384 << 20
+// BtrfsSize is that of the file systems of Btrfs, in bytes; btrfs makes none smaller than 256 MiB.
+const BtrfsSize = 384 << 20
 
 // Btrfs returns a directory in which a new btrfs is mounted. The test is left out where
 // nobody may mount one, or the kernel has none: a machine of TestBtrfs in qemu-tests does
@@ -23,7 +23,7 @@ func Btrfs(t testing.TB) string {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(file, btrfsSize); err != nil {
+	if err := os.Truncate(file, BtrfsSize); err != nil {
 		t.Fatal(err)
 	}
 	Run(t, "mkfs.btrfs", "-q", file)

@@ -74,7 +74,7 @@ func TestOnBtrfs(t *testing.T) {
 	if said, err := snapshot.Tidy(s, note, running); err != nil || len(said.Gone)+len(said.Tight) > 0 {
 		t.Errorf("%q, %v", said, err)
 	}
-	if r, err := s.LinuxStore.Room(); err != nil || r.Size != 256<<20 || r.Free <= 0 || r.Free >= r.Size {
+	if r, err := s.LinuxStore.Room(); err != nil || r.Size != testkit.BtrfsSize || r.Free <= 0 || r.Free >= r.Size {
 		t.Errorf("room %+v, %v", r, err)
 	}
 }
