@@ -9,6 +9,7 @@ package growth
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"halogenos.internal/boot/layout"
@@ -33,6 +34,9 @@ const MaxTries = 3
 const Reserve = 64 << 20
 
 const format = 1
+
+// maxReason bounds an outcome's reason in bytes: a byte takes six in JSON at most.
+const maxReason = 512
 
 // Who has asked.
 const (
@@ -82,9 +86,13 @@ func (r Request) Encode() ([]byte, error) {
 	return encode(&r, r.validate())
 }
 
-// Encode returns the file.
+// Encode returns the file. Of a reason that is longer than maxReason it has the beginning: a
+// program of the system image may have said all of it, and a file over MaxSize has no reader.
 func (o Outcome) Encode() ([]byte, error) {
 	o.Format = format
+	if len(o.Reason) > maxReason {
+		o.Reason = strings.ToValidUTF8(o.Reason[:maxReason], "") + " ..."
+	}
 	return encode(&o, o.validate())
 }
 

@@ -59,3 +59,18 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// What e2fsck has said of a file system with many errors is no reason that nobody can read.
+func TestLongReason(t *testing.T) {
+	t.Parallel()
+	for _, c := range []string{"x", "\x01", "<", "é", "\xff"} {
+		text, err := Outcome{SlotSize: 1 << 30, Reason: "e2fsck: " + strings.Repeat(c, 3*MaxSize), When: time.Unix(1, 0)}.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := ParseOutcome(text)
+		if err != nil || !strings.HasPrefix(o.Reason, "e2fsck: ") || !strings.HasSuffix(o.Reason, " ...") {
+			t.Errorf("%q: %d bytes, %v, %v", c, len(text), o, err)
+		}
+	}
+}
