@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"halogenos.internal/boot/layout"
+	"halogenos.internal/boot/luks2"
 	"halogenos.internal/boot/rootheader"
 	"halogenos.internal/initagent/machinetest"
 )
@@ -34,6 +35,54 @@ func waiting(t *testing.T) *machinetest.Machine {
 	}
 	m.Said.Reset()
 	return m
+}
+
+// Once the first chunk is copied, both copies of the header say what waits, although the machine
+// stopped between them before: with one of them damaged, nothing opens what is half done.
+func TestBothCopiesSayWhatWaits(t *testing.T) {
+	m := inUse(t, nil)
+	asks(m, wanted)
+	look := func() (waits bool, health luks2.Health) {
+		root, err := m.Partition(layout.Root)
+		m.Must(err)
+		h, health, err := luks2.Open(root, root.Size())
+		m.Must(err)
+		redo, err := h.Redo()
+		m.Must(err)
+		return redo != nil, health
+	}
+	var between *machinetest.World
+	m.Snapshot = func() {
+		if waits, health := look(); waits && !health.Good() && between == nil {
+			between = m.World(true, nil)
+		}
+	}
+	m.Run()
+	m.Snapshot = nil
+	if between == nil {
+		t.Fatal("the machine is never between the copies")
+	}
+	m.PowerOn(between)
+	if waits, health := look(); !waits || health.Good() {
+		t.Fatalf("something waits: %t, %+v", waits, health)
+	}
+	states := 0
+	m.Snapshot = func() {
+		waits, health := look()
+		if !waits || m.CheckBlocks() == nil {
+			return
+		}
+		if states++; !health.Good() {
+			t.Errorf("chunks are copied, and a copy of the header says nothing: %+v", health)
+		}
+	}
+	m.Run()
+	m.Snapshot = nil
+	if states == 0 {
+		t.Fatal("nothing is ever half-way")
+	}
+	m.Ends("system")
+	m.Must(grown(m))
 }
 
 // The recovery console opens the volume only once all is at its place.

@@ -92,6 +92,9 @@ func (v Volume) NoteRedo(role layout.Role) (size int64, err error) {
 // copied, and synced; the header no longer says so. Cut before the header is written, the root
 // partition is as it was, and nobody asks for the store. Cut after it, at any write, the next
 // who opens the volume copies all of it once more, which comes to the same.
+//
+// A cut in the writing of the header leaves one copy of it that says nothing. That is written
+// first: were the other one damaged later, a root partition would be opened that is half done.
 func (v Volume) FinishRedo() error {
 	waits, err := v.Lock.Header.Redo()
 	if waits == nil {
@@ -101,6 +104,9 @@ func (v Volume) FinishRedo() error {
 		return fmt.Errorf("partition %q: %w: the disk cannot be written", waits.Partition, ErrRedo)
 	}
 	role, err := storeRole(waits.Partition)
+	if err == nil {
+		err = v.withRoot(func(f hw.File) error { return v.Lock.Header.Heal(v.Random, f) })
+	}
 	if err == nil {
 		err = v.withStore(role, func(s *shrink.Store) error { return v.copyStore(s, waits) })
 	}
