@@ -146,8 +146,11 @@ func (g *grower) look() error {
 	}
 	g.target = g.plan.RootSize - luks2.DataOffset
 	end, err := g.end()
-	if err != nil || end <= g.target {
-		return err
+	switch {
+	case err != nil: // a btrfs of two devices, for one
+		return refuse("%w", err)
+	case end <= g.target:
+		return nil
 	}
 	have, err := g.Store.Room()
 	if err != nil {

@@ -124,6 +124,7 @@ func TestRefused(t *testing.T) {
 		"a full root partition":              {wanted, func(m *machinetest.Machine) { m.Room = snapshot.Room{Size: 400 << 20, Free: 100 << 20} }, "too full", 28 << 20},
 		"no module":                          {wanted, func(m *machinetest.Machine) { m.NoModule = "dm_snapshot" }, "no dm-snapshot", 0},
 		"no program":                         {wanted, func(m *machinetest.Machine) { m.NoResize = errors.New("no resize2fs") }, "no resize2fs", 0},
+		"a file system of two disks":         {wanted, func(m *machinetest.Machine) { m.NoEnd = errors.New("it has 2 devices") }, "2 devices", 0},
 		"a program that fails":               {wanted, func(m *machinetest.Machine) { m.ResizeFails = errors.New("e2fsck says no") }, "e2fsck says no", 0},
 		"more than the disk has":             {1 << 30, nil, "are missing", -1},
 		"a request of no form":               {wanted, func(m *machinetest.Machine) { m.RootFiles()[growslots.RequestFile] = []byte("{}") }, "cannot be read", 0},

@@ -204,6 +204,7 @@ type Machine struct {
 	UnfitFile      string            // it is a link, or no file
 	NoModule       string            // the kernel lacks it
 	NoResize       error             // why the image cannot make a file system smaller
+	NoEnd          error             // why nobody can say where the file system ends
 	ResizeFails    error             // it does not, for this
 	NoInit         bool              // the system's init cannot be read
 	NoLoop         bool              // the kernel has no loop devices

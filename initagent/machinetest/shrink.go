@@ -148,6 +148,9 @@ func (s Store) CanResize(string, string) error { return s.M.NoResize }
 
 // FileSystemEnd implements hw.Store.
 func (s Store) FileSystemEnd(string, string) (int64, error) {
+	if s.M.NoEnd != nil {
+		return 0, s.M.NoEnd
+	}
 	b, err := s.M.readBlocks()
 	if err != nil || b != nil {
 		return b.end, err
