@@ -115,18 +115,28 @@ func (m *Machine) growing(r *Running, size int64) (*Growing, error) {
 // mayGrow refuses what the boot would put off: a trial may need the other slot, and a release
 // that waits lies in it.
 func (m *Machine) mayGrow(r *Running) error {
-	if asked, err := m.goesBack(r); err != nil || asked {
-		return errors.Join(err, errors.New("the next start puts directories back, as `ota rollback --state` has asked for: restart first, or take it back (`ota rollback --state --cancel`)"))
+	back, err := m.goesBack(r)
+	if err != nil {
+		return err
 	}
 	inv, err := inventory.Take(m.Hardware)
 	if err != nil {
 		return err
 	}
-	if trial, err := m.onTrial(r, inv); err != nil || trial {
-		return errors.Join(err, fmt.Errorf("version %s is on trial, and the other slot may still be needed: wait until it is blessed (`ota bless`)", r.Contract.Version))
+	trial, err := m.onTrial(r, inv)
+	if err != nil {
+		return err
 	}
-	if s, err := m.staged(r); err != nil || s != nil {
-		return errors.Join(err, errors.New("a release was fetched and waits for the next start: restart first, or give it up (`ota rollback`)"))
+	waits, err := m.staged(r)
+	switch {
+	case err != nil:
+		return err
+	case back:
+		return errors.New("the next start puts directories back, as `ota rollback --state` has asked for: restart first, or take it back (`ota rollback --state --cancel`)")
+	case trial:
+		return fmt.Errorf("version %s is on trial, and the other slot may still be needed: wait until it is blessed (`ota bless`)", r.Contract.Version)
+	case waits != nil:
+		return errors.New("a release was fetched and waits for the next start: restart first, or give it up (`ota rollback`)")
 	}
 	return nil
 }
