@@ -159,8 +159,7 @@ func TestStrangeExtents(t *testing.T) {
 	}
 }
 
-// The table of a grown machine is mended from its other copy, whichever that is, and one
-// that was cut while it grew starts the running system by the old copy or the new one.
+// The table of a grown machine is mended from its other copy, whichever that is.
 func TestGrownTableIsMended(t *testing.T) {
 	for _, lba := range []int64{1, machinetest.DiskSize/machinetest.SectorSize - 1} {
 		m := grownMachine(t)
